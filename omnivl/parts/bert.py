@@ -39,6 +39,8 @@ class ResidualBlock(nn.Module):
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
+    ffn: nn.Module
+
     def __init__(self, sizes: Transformer, index: int) -> None:
         super().__init__()
         self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
