@@ -143,7 +143,9 @@ def _uneven(options: Options, micro_batch: int, steps: int) -> tuple[Table, Spre
     stage, tokenizer = read_stage(PLAN, STAGE, overrides, 2, hardware)
     cluster, chain = Cluster(hardware, 1, 2), outlined(stage, tokenizer)
     work = model_work(stage, tokenizer, 2, device_of(cluster))
-    first, rows, ratios = (0.0, 0.0, 0.0), [], []
+    first = (0.0, 0.0, 0.0)
+    rows: list[list[str]] = []
+    ratios: list[float] = []
     for share, (computing, wall) in zip(shares, found["medians"], strict=True):
         load = np.repeat([share / 2, (1 - share) / 2], 2)
         loads = dict.fromkeys(experts_by_layer(chain), load)

@@ -45,7 +45,7 @@ class ForcedLoads:
             expert = (within * half).long().clamp_(max=half - 1) + torch.where(first, 0, half)
             return logits + 100.0 * torch.nn.functional.one_hot(expert, experts)
 
-        LinearRouter.logits = forced  # type: ignore[method-assign]
+        LinearRouter.logits = forced  # type: ignore[method-assign, assignment]
 
 
 def main(case: Path, result: Path) -> None:
