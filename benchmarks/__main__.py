@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, str] = {
     "memory": "what a process holds at most under ZeRO-3, and what recomputation saves and costs",
     "scale": "what a step costs on 8 and 512 ranks and on an accelerator, counted on a CPU",
     "contrast": "the contrastive loss of 65,536 and of 1,048,576 pairs: seconds and memory",
+    "tasks": "downstream tasks on generated scenes: pretrained, from scratch, text alone, picture alone",
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
     "records": "recall on an unseen style for 1 to 30 CPU minutes, beside a bare CLIP at equal CPU time",
     "fillings": "dense, by modality, sparse and both in the feed-forward slot, several seeds",

@@ -61,7 +61,7 @@ class NothingBlank(BlankResults):
     [
         ("limoe_tiny", "bf16"),
         ("beit3_tiny", "fp32"),
-        *(pytest.param(one, "bf16", marks=pytest.mark.full) for one in SLOW),
+        *(pytest.param(one, "bf16", marks=pytest.mark.full) for one in sorted(SLOW)),
     ],
 )
 def test_counts_on_a_cpu_are_those_of_real_results(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:

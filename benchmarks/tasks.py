@@ -1,0 +1,180 @@
+"""Downstream tasks on generated scenes: what pretraining brings, and what the text or the picture alone would say.
+
+``configs/plans/tasks.yaml`` learns to describe scenes, then fine-tunes that model for each task. The same stages also
+begin from new weights, and learn from the same samples in black (the text alone is known) or without their text (the
+picture alone), from new weights. All are scored on samples of part ``test``. Writes ``docs/tasks.md``.
+
+python -m benchmarks tasks                                # three seeds, two runs at a time
+python -m benchmarks.tasks --seeds 1 --stages questions   # some of it
+python -m benchmarks tasks --quick                        # everything once, with a few steps
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.measure import Ratio, Spread, over
+from benchmarks.plan_runs import Cores, Lanes, PlanRun, run_plan, scaled_steps
+from benchmarks.record import ROOT, Options, Report, Table, main_of, markdown_table, write_page
+from engine.plan.parse import load_plan
+
+PLAN = ROOT / "configs" / "plans" / "tasks.yaml"
+PAGE = ROOT / "docs" / "tasks.md"
+PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE = "pretrained", "from scratch", "text alone", "picture alone"
+QUICK_SHARE = 0.005
+QUICK_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table.
+
+    Attributes:
+        stage: The stage that is scored.
+        score: The score, as ``task metric``.
+        task: The task in words.
+        higher_is_better: Whether a larger value is better.
+        hides_text: Whether the task makes sense without its text.
+    """
+
+    stage: str
+    score: str
+    task: str
+    higher_is_better: bool = True
+    hides_text: bool = True
+
+
+FIGURES = (
+    Figure("questions", "questions accuracy", "questions about a picture: accuracy"),
+    *(
+        Figure("questions", f"questions accuracy, {kind}", f"... of type {kind}")
+        for kind in ("exist", "count", "place", "ground", "relate", "what", "size", "cover")
+    ),
+    Figure("questions", "questions, unseen pairs accuracy", "... about pairs of things that never stood together"),
+    Figure("entailment", "entailment accuracy", "visual entailment: accuracy"),
+    Figure("pairs", "pairs accuracy", "statements about two pictures: accuracy"),
+    Figure("reasons", "reasons accuracy", "one of four answers: accuracy"),
+    Figure("reasons", "reasons reason given the right answer", "one of four reasons: accuracy"),
+    Figure("dialogue", "dialogue mean reciprocal rank", "dialogue, ten options: mean reciprocal rank"),
+    Figure("grounding", "boxes, by regression accuracy at IoU 0.5", "referring expressions, box by regression"),
+    Figure("grounding", "boxes, by choice accuracy at IoU 0.5", "... box chosen among all"),
+    Figure("grounding", "masks mIoU", "... mask: mean IoU"),
+    Figure("captions", "captions keyword F1", "captions: keyword F1", hides_text=False),
+    Figure("clips", "clips accuracy", "questions about a clip: accuracy"),
+    Figure("statements", "statements on clips accuracy", "statements about a clip: accuracy"),
+    Figure("sentiment", "sentiment MAE", "sentiment: mean absolute error", higher_is_better=False),
+)
+
+
+def run(options: Options) -> Report:
+    """Runs every variant with every seed, the longest first."""
+    seeds = range(1 if options.quick else options.own.seeds)
+    known = [stage.name for stage in load_plan(PLAN).stages][1:]
+    stages = [name for name in known if not options.own.stages or name in options.own.stages]
+    with Lanes(options.device) as lanes:
+        waiting: dict[tuple[str, int], Future[PlanRun]] = {}
+        for variant in (PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE):
+            for seed in seeds if variant in (PRETRAINED, SCRATCH) else seeds[:1]:
+                job = partial(_run, variant, stages, seed, options.quick)
+                waiting[variant, seed] = lanes.submit(job)
+        runs: dict[str, list[PlanRun]] = {}
+        for (variant, _), future in waiting.items():
+            runs.setdefault(variant, []).append(future.result())
+        settings = {"plan": str(PLAN.relative_to(ROOT)), "seeds": len(seeds), "at_a_time": lanes.count}
+    figures = [one for one in FIGURES if one.stage in stages]
+    ratios = [_ratio(one, runs) for one in figures]
+    table = Table("Tasks", ("task", "chance", *runs, "pretraining"), [_row(one, runs) for one in figures])
+    spent = [
+        [variant, *(f"{one.seconds:.0f} / {one.cpu_seconds:.0f}" for one in found)] for variant, found in runs.items()
+    ]
+    columns = ("variant", *(f"seed {seed}" for seed in seeds))
+    filled = [row + [""] * (len(columns) - len(row)) for row in spent]
+    seconds = Table("Seconds by the clock / of the cores", columns, filled)
+    return Report("tasks", " ".join((__doc__ or "").split("\n\npython")[0].split()), ratios, [table, seconds], settings)
+
+
+def add_own(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the first two variants")
+    parser.add_argument("--stages", nargs="+", default=[], help="these tasks' stages only")
+
+
+def overrides_of(variant: str, stages: Sequence[str]) -> list[str]:
+    """What a variant changes in the plan."""
+    plan = load_plan(PLAN)
+    found: list[str] = []
+    for stage in plan.stages:
+        if stage.name not in stages or variant == PRETRAINED:
+            continue
+        found.append(f"stages.{stage.name}.init_from=null")
+        if variant != SCRATCH:
+            hidden = "picture" if variant == TEXT_ALONE else "text"
+            found.append(f"stages.{stage.name}.data.0.where.hide=[{hidden}]")
+            places = range(len(stage.evaluate.tasks))
+            found += [f"stages.{stage.name}.evaluate.tasks.{place}.where.hide=[{hidden}]" for place in places]
+    return found
+
+
+def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, cores: Cores) -> PlanRun:
+    overrides = [f"seed={seed}", *overrides_of(variant, stages)]
+    if quick:
+        overrides += scaled_steps(PLAN, QUICK_SHARE)
+        for stage in load_plan(PLAN).stages:
+            places = range(len(stage.evaluate.tasks))
+            overrides += [f"stages.{stage.name}.evaluate.tasks.{one}.max_samples={QUICK_SAMPLES}" for one in places]
+    wanted = [name for name in stages if variant != PICTURE_ALONE or _hides_text(name)]
+    return run_plan(PLAN, overrides, cores, ["pretrain", *wanted] if variant == PRETRAINED else wanted)
+
+
+def _hides_text(stage: str) -> bool:
+    return any(one.hides_text for one in FIGURES if one.stage == stage)
+
+
+def _values(figure: Figure, found: Sequence[PlanRun]) -> list[float]:
+    kept = [run.scores[figure.stage][figure.score] for run in found if figure.score in run.scores.get(figure.stage, {})]
+    return [score.value for score in kept]
+
+
+def _row(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> list[str]:
+    """A figure of every variant, and whether every seed of the pretrained one is better than every other's."""
+    chance = next(iter(runs.values()))[0].scores[figure.stage][figure.score].chance
+    cells = {variant: _values(figure, found) for variant, found in runs.items()}
+    shown = [str(Spread.of(values)) if values else "-" for values in cells.values()]
+    with_it, without = cells[PRETRAINED], cells[SCRATCH]
+    if not figure.higher_is_better:
+        with_it, without = [-one for one in with_it], [-one for one in without]
+    helps = "helps" if min(with_it) > max(without) else "hurts" if max(with_it) < min(without) else "within the range"
+    return [figure.task, "-" if chance is None else f"{chance:.3f}", *shown, helps]
+
+
+def _ratio(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> Ratio:
+    with_it, without = (_values(figure, runs[variant]) for variant in (PRETRAINED, SCRATCH))
+    return Ratio(f"{figure.task}: pretrained / from scratch", over(with_it, [max(one, 1e-3) for one in without]))
+
+
+def page_of(found: Mapping[str, Any]) -> str:
+    """``docs/tasks.md`` from the content of the result file."""
+    seeds = found["settings"]["seeds"]
+    parts = [
+        "# Downstream tasks",
+        "Written by `python -m benchmarks tasks` from its "
+        f"[result](../benchmarks/results/{found['benchmark']}-cpu.json); do not edit.",
+        "One small model learns to describe [generated scenes](data.md#generated-scenes-source-scenes) and is then "
+        "fine-tuned for each task ([plan](../configs/plans/tasks.yaml), [how tasks are scored](evaluation.md)). "
+        "*Chance* is the best constant answer, or a random option. *Text alone* and *picture alone* are the same "
+        "stages, from new weights, with samples whose picture is black or whose text is `?`: what these reach, a model "
+        "reaches that ignores the other side. The options of a question stay visible to *picture alone*. "
+        f"Seeds: {seeds} of the first two (median, least to most), one of the last two. *Pretraining* helps or hurts "
+        "where every seed does better or worse than every seed from scratch.",
+        *(markdown_table(table["columns"], table["rows"]) for table in found["tables"]),
+    ]
+    machine = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "deepspeed"))
+    parts.append(f"Measured on {found['date'][:10]}, {found['cpu']}, {machine}, commit {found['commit'][:10]}.")
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    write_page(main_of("tasks", __doc__, run, add_own), PAGE, page_of)

@@ -1,0 +1,90 @@
+"""The comparison of downstream tasks: its figures are those of the plan, and its variants are plans."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+
+from benchmarks.measure import Spread
+from benchmarks.plan_runs import PlanRun
+from benchmarks.tasks import (
+    FIGURES,
+    PICTURE_ALONE,
+    PLAN,
+    PRETRAINED,
+    SCRATCH,
+    TEXT_ALONE,
+    Figure,
+    _row,
+    overrides_of,
+    page_of,
+)
+from engine.plan.parse import load_plan
+from omnivl.tasks import Score
+
+STAGES = [stage.name for stage in load_plan(PLAN).stages][1:]
+
+
+def test_every_figure_is_one_of_the_plan_and_every_stage_has_one() -> None:
+    tasks = {stage.name: stage.evaluate.tasks for stage in load_plan(PLAN).stages}
+    for figure in FIGURES:
+        found = [
+            task
+            for task in tasks[figure.stage]
+            if figure.score.startswith(f"{task.name} ")
+            and any(fnmatchcase(figure.score.removeprefix(f"{task.name} "), name) for name in task.figures)
+        ]
+        assert len(found) == 1, figure
+    assert {figure.stage for figure in FIGURES} == set(STAGES)
+
+
+@pytest.mark.parametrize("variant", [SCRATCH, TEXT_ALONE, PICTURE_ALONE])
+def test_variants_are_plans(variant: str) -> None:
+    assert overrides_of(PRETRAINED, STAGES) == []
+    plan = load_plan(PLAN, overrides_of(variant, STAGES))
+    hidden = {TEXT_ALONE: ("picture",), PICTURE_ALONE: ("text",)}.get(variant, ())
+    for stage in plan.stages[1:]:
+        assert stage.init_from is None
+        assert stage.data[0].where.get("hide", ()) == hidden
+        assert all(task.where.get("hide", ()) == hidden for task in stage.evaluate.tasks)
+    assert plan.stages[0] == load_plan(PLAN).stages[0]
+    some = load_plan(PLAN, overrides_of(variant, ["pairs"]))
+    assert [stage.init_from is None for stage in some.stages[1:]].count(True) == 1
+
+
+def made(value: float, figure: Figure) -> PlanRun:
+    score = Score("t", "m", value, 0.25, None, 10)
+    return PlanRun({figure.stage: {figure.score: score}}, 1.0, 1.0, {})
+
+
+@pytest.mark.parametrize(
+    ("better", "with_it", "without", "said"),
+    [
+        (True, (0.6, 0.7), (0.4, 0.5), "helps"),
+        (True, (0.3, 0.7), (0.4, 0.5), "within the range"),
+        (True, (0.3, 0.35), (0.4, 0.5), "hurts"),
+        (False, (0.3, 0.35), (0.4, 0.5), "helps"),
+    ],
+)
+def test_a_row_says_whether_pretraining_helps(
+    better: bool, with_it: tuple[float, ...], without: tuple[float, ...], said: str
+) -> None:
+    figure = Figure("stage", "t m", "a task", higher_is_better=better)
+    runs = {
+        PRETRAINED: [made(value, figure) for value in with_it],
+        SCRATCH: [made(value, figure) for value in without],
+        TEXT_ALONE: [made(0.2, figure)],
+        PICTURE_ALONE: [PlanRun({}, 1.0, 1.0, {})],
+    }
+    row = _row(figure, runs)
+    assert row[:3] == ["a task", "0.250", str(Spread.of(with_it))] and row[-2:] == ["-", said]
+
+
+def test_the_page_names_the_result_and_the_commit() -> None:
+    page = page_of(
+        {
+            **{"benchmark": "tasks", "settings": {"seeds": 3}, "date": "2026-01-02T03", "cpu": "a processor"},
+            **{"python": "3", "torch": "2", "deepspeed": "0", "commit": "0123456789abc"},
+            "tables": [{"title": "Tasks", "columns": ["task", "chance"], "rows": [["pairs", "0.5"]]}],
+        }
+    )
+    assert "| pairs | 0.5 |" in page and "commit 0123456789." in page and "tasks-cpu.json" in page
