@@ -16,6 +16,7 @@ from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
 from omnivl.tasks.neighbors import NeighborsTask
 from omnivl.tasks.options import OptionsTask
 from omnivl.tasks.pixel_baseline import BaselineReference
+from omnivl.tasks.predicting import PredictingTask
 from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
 from omnivl.tasks.retrieval import RetrievalTask
 from omnivl.tasks.routing.task import RoutingTask
@@ -45,6 +46,7 @@ __all__ = [
     "Need",
     "NeighborsTask",
     "OptionsTask",
+    "PredictingTask",
     "Provided",
     "ResultFile",
     "RetrievalTask",

@@ -16,10 +16,10 @@ from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.inference.search import Choice
 from omnivl.tasks.needs import Head, Need
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
 from omnivl.tasks.scorers.captions import CaptionScores, caption_scores
 from omnivl.tasks.spelling import comparable
-from omnivl.tasks.task import Task
 
 Official = Literal["BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE"]
 
@@ -27,7 +27,7 @@ STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"}
 
 
 @dataclass(frozen=True)
-class CaptionTask(Task):
+class CaptionTask(PredictingTask):
     """Captions by the generation decoder: exact match, keyword F1 and BLEU.
 
     Attributes:
@@ -62,27 +62,50 @@ class CaptionTask(Task):
         return ("exact match", "keyword F1", "BLEU-4", *(f"{name}, official" for name in self.official))
 
     def run(self, encoder: Encoder) -> TaskResult:
-        """Writes a caption for every sample and compares it with all of the sample's own captions.
-
-        Both sides are compared as ``comparable`` has them.
+        """See ``PredictingTask``.
 
         Raises:
-            DataError: A sample has no caption.
+            UserError: One of the official scores cannot run on this machine.
         """
-        import sacrebleu
-
-        pictures = self.picture_set(encoder)
         if self.official:  # before anything is written, which takes long
             self._run_official(["a cat"], [["a cat"]])
-        known = pictures.captions
+        return super().run(encoder)
+
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("caption",)
+
+    def asked(self, pictures: PictureSet) -> list[str | None]:
+        """See ``PredictingTask``: nothing, as captions are what is right."""
+        return [None] * len(pictures)
+
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``caption``."""
         choice: Choice = {
             "length_penalty": self.length_penalty,
             "min_length": self.min_length,
             "repetition_penalty": self.repetition_penalty,
         }
-        shown = write_captions(pictures, encoder, self.objective, self.num_beams, **choice)
+        written = write_captions(pictures, encoder, self.objective, self.num_beams, **choice)
+        return [{"caption": caption} for caption in written]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[tuple[str, ...]]:
+        """See ``PredictingTask``: all captions of a sample."""
+        return pictures.all_captions
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[tuple[str, ...]], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; a caption is right if it is one of the sample's.
+
+        Both sides are compared as ``comparable`` has them.
+        """
+        import sacrebleu
+
+        shown = [one["caption"] for one in predicted]
         written = [comparable(text) for text in shown]
-        references = [[comparable(text) for text in sample.captions] for sample in pictures.samples]
+        references = [[comparable(text) for text in own] for own in truth]
         exact = [text in own for text, own in zip(written, references, strict=True)]
         f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
         most = max(len(own) for own in references)
@@ -93,13 +116,14 @@ class CaptionTask(Task):
             mean_score(self.name, "exact match", exact),
             mean_score(self.name, "keyword F1", f1),
             Score(self.name, "BLEU-4", bleu, None, None, count),
-            *self._official(shown, [sample.captions for sample in pictures.samples], encoder),
+            *self._official(shown, truth, encoder),
         )
         rows = tuple(
-            GalleryRow(known[i], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
+            GalleryRow(truth[i][0], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
             for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
         )
-        return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
+        each = [{"right": one, "keyword_f1": own} for one, own in zip(exact, f1, strict=True)]
+        return Judged(scores, each, (Gallery(f"{self.name}: captions", rows),) if rows else ())
 
     def _official(
         self, written: Sequence[str], references: Sequence[Sequence[str]], encoder: Encoder

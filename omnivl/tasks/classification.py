@@ -13,14 +13,14 @@ from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Gallery, GalleryRow, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Gallery, GalleryRow, mean_score
 from omnivl.tasks.sample_fields import text_of
 from omnivl.tasks.scorers.nlvr2 import consistent
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class ClassificationTask(Task):
+class ClassificationTask(PredictingTask):
     """Share of samples of which a head of kind ``vqa`` or ``recognize`` gives the right one of its answers.
 
     An answer that is not in the head's list counts as wrong. Chance is the share of the most frequent answer, without
@@ -56,18 +56,26 @@ class ClassificationTask(Task):
         """See ``Task``."""
         return ("accuracy", "accuracy, *", "consistency")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Chooses an answer for every sample.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("answer",)
 
-        Raises:
-            DataError: A sample lacks what the task reads.
-        """
-        pictures = self.picture_set(encoder)
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the chosen ``answer``."""
         objective = encoder.chain.objectives[self.objective]
         assert isinstance(objective, VQA | Recognize), "as needs says"
         texts = pictures.captions if isinstance(objective, VQA) else []
         best = encoder.predict(self.objective, pictures, texts).argmax(dim=1).tolist()
-        answers, truth = [objective.choices[place] for place in best], self._truth(pictures)
+        return [{"answer": objective.choices[place]} for place in best]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
+        """See ``PredictingTask``: the right answers."""
+        return self._truth(pictures)
+
+    def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[str], encoder: Encoder) -> Judged:
+        """See ``PredictingTask``."""
+        answers = [one["answer"] for one in predicted]
         right = np.array([one == own for one, own in zip(answers, truth, strict=True)])
         scores = [mean_score(self.name, "accuracy", right, chance=commonest(truth))]
         if self.by is not None:
@@ -81,7 +89,8 @@ class ClassificationTask(Task):
             names = [text_of(sample, self.identifier) for sample in pictures.samples]
             whole = np.array(list(consistent(names, right.tolist()).values()))
             scores.append(mean_score(self.name, "consistency", whole))
-        return TaskResult(tuple(scores), self._gallery(pictures, texts, answers, truth))
+        each = [{"right": one} for one in right.tolist()]
+        return Judged(tuple(scores), each, self._gallery(pictures, answers, truth))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has an answer."""
@@ -93,15 +102,13 @@ class ClassificationTask(Task):
             return [str(sample.label) for sample in pictures.samples]
         return [text_of(sample, self.answer) for sample in pictures.samples]
 
-    def _gallery(
-        self, pictures: PictureSet, texts: Sequence[str], answers: Sequence[str], truth: Sequence[str]
-    ) -> tuple[Gallery, ...]:
+    def _gallery(self, pictures: PictureSet, answers: Sequence[str], truth: Sequence[str]) -> tuple[Gallery, ...]:
         """Some samples, evenly spread, with the answer given."""
-        count = len(pictures)
+        count, texts = len(pictures), self.asked(pictures)
         places = [number * count // self.gallery for number in range(min(self.gallery, count))]
         rows = []
         for i in places:
-            asked = f"{texts[i]} ({truth[i]})" if texts else truth[i]
+            asked = truth[i] if texts[i] is None else f"{texts[i]} ({truth[i]})"
             rows.append(GalleryRow(asked, pictures.thumbnail(i), (answers[i],), ("",), (answers[i] == truth[i],)))
         return (Gallery(f"{self.name}: answers", tuple(rows)),) if rows else ()
 

@@ -1,6 +1,7 @@
 """Grounding: boxes of referring expressions and of phrases, and masks."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -21,17 +22,17 @@ from omnivl.objectives.region import Region, coverage
 from omnivl.objectives.segment import Segment
 from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Gallery, GalleryRow, Score, mean_score
 from omnivl.tasks.sample_fields import box_of
 from omnivl.tasks.scorers.boxes import iou
 from omnivl.tasks.scorers.masks import THRESHOLDS, ious, overlap
-from omnivl.tasks.task import Task
 
 Boxes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GroundingTask(Task):
+class GroundingTask(PredictingTask):
     """Share of expressions whose box is found with an intersection over union of 0.5 or more.
 
     An objective of kind ``locate`` predicts the box; one of kind ``region`` chooses it among the sample's candidates.
@@ -67,17 +68,26 @@ class GroundingTask(Task):
         """See ``Task``."""
         return ("accuracy at IoU 0.5", "accuracy at IoU 0.5, *", "mean IoU")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Finds the box of every expression.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("box",)
 
-        Raises:
-            DataError: A sample lacks what the task reads.
-        """
-        pictures = self.picture_set(encoder)
-        wanted = np.array([box_of(sample, self.box) for sample in pictures.samples])
-        predicted = encoder.predict(self.objective, pictures, pictures.captions)
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``box`` in the whole picture, ``[4]``: left, top, right, bottom as fractions."""
+        found = encoder.predict(self.objective, pictures, pictures.captions)
         chooses = isinstance(encoder.chain.objectives[self.objective], Region)
-        found = np.array([self._found(pictures, i, one, chooses=chooses) for i, one in enumerate(predicted)])
+        return [{"box": self._found(pictures, i, one, chooses=chooses)} for i, one in enumerate(found)]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[float]]:
+        """See ``PredictingTask``: the right boxes."""
+        return [box_of(sample, self.box) for sample in pictures.samples]
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[list[float]], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; each has its ``iou``, and is right with 0.5 or more."""
+        wanted, found = np.array(truth), np.array([one["box"] for one in predicted])
         each = iou(found, wanted)
         hits = each >= 0.5
         scores = [
@@ -90,7 +100,8 @@ class GroundingTask(Task):
                 groups[str(sample.meta.get(self.by, "other"))].append(place)
             for name, places in sorted(groups.items()):
                 scores.append(mean_score(self.name, f"accuracy at IoU 0.5, {name}", hits[places]))
-        return TaskResult(tuple(scores), self._gallery(pictures, found, wanted, hits))
+        own = [{"iou": value, "right": hit} for value, hit in zip(each.tolist(), hits.tolist(), strict=True)]
+        return Judged(tuple(scores), own, self._gallery(pictures, found, wanted, hits))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a box."""
@@ -153,7 +164,7 @@ class GroundingTask(Task):
 
 
 @dataclass(frozen=True)
-class SegmentationTask(Task):
+class SegmentationTask(PredictingTask):
     """Masks of referring expressions: mean and overall intersection over union, and precision at thresholds.
 
     Attributes:
@@ -180,28 +191,37 @@ class SegmentationTask(Task):
         """See ``Task``."""
         return ("mIoU", "oIoU", "P@*")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Finds the mask of every expression, and compares it over the whole picture.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("mask",)
 
-        Raises:
-            DataError: A sample has no mask.
-        """
-        pictures = self.picture_set(encoder)
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``mask`` of the whole picture, scaled to bool ``[S, S]``."""
         scores = encoder.predict(self.objective, pictures, pictures.captions)
-        counted = [
-            overlap(pictures.placement(i).inverse().mask((one > 0).numpy(), pictures.side), self._mask(pictures, i))
+        return [
+            {"mask": pictures.placement(i).inverse().mask((one > 0).numpy(), pictures.side)}
             for i, one in enumerate(scores)
         ]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[NDArray[np.bool_]]:
+        """See ``PredictingTask``: the right masks."""
+        return [self._mask(pictures, place) for place in range(len(pictures))]
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[NDArray[np.bool_]], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; each has its ``iou``, and is right with 0.5 or more."""
+        counted = [overlap(one["mask"], right) for one, right in zip(predicted, truth, strict=True)]
         shared, either = np.array(counted, dtype=np.int64).T
         each = ious(shared, either)
         overall = float(shared.sum() / max(1, either.sum()))
-        return TaskResult(
-            (
-                mean_score(self.name, "mIoU", each),
-                Score(self.name, "oIoU", overall, None, None, len(each)),
-                *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
-            )
+        scores = (
+            mean_score(self.name, "mIoU", each),
+            Score(self.name, "oIoU", overall, None, None, len(each)),
+            *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
         )
+        return Judged(scores, [{"iou": value, "right": value >= 0.5} for value in each.tolist()])
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a mask."""

@@ -2,28 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moe.ranges import Range
+from omnivl.data.sources.base import Sample
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.choose import Choose
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Gallery, GalleryRow, mean_score
 from omnivl.tasks.sample_fields import place_of, texts_of
 from omnivl.tasks.scorers.dialogue import answer_ranks, ndcg
-from omnivl.tasks.task import Task
 
 _RELEVANCE = "relevance"
 
 
 @dataclass(frozen=True)
-class OptionsTask(Task):
+class OptionsTask(PredictingTask):
     """How an objective of kind ``choose`` ranks each sample's options.
 
     Reported are accuracy, the mean reciprocal rank, R@5 and R@10 and the mean rank where there are more than 10
@@ -34,6 +35,8 @@ class OptionsTask(Task):
         objective: Key of the objective that chooses; its options name the fields.
         source: As for every task; ``scenes`` has generated samples of many tasks.
         reasons: Key of a second objective that chooses among reasons, as VCR's rationales; null for none.
+        answer: Field that the second objective reads in its ``context``, if any: the text of the answer that a reason
+            is for. It is the right one in scores, and each option in turn in predictions.
         gallery: Number of choices to keep for the report.
     """
 
@@ -44,6 +47,7 @@ class OptionsTask(Task):
     source: str = "scenes"
     max_samples: Annotated[int, Range(1)] = 512
     reasons: str | None = None
+    answer: str = "answer"
     gallery: Annotated[int, Range(0)] = 12
 
     @property
@@ -57,14 +61,45 @@ class OptionsTask(Task):
         """See ``Task``."""
         return ("accuracy", "mean reciprocal rank", "R@*", "mean rank", "NDCG", "reason given the right answer", "both")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Scores every option of every sample.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("option", "scores", *(("reason", "reason_scores") if self.reasons is not None else ()))
+
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: ``scores`` of the options ``[K]``, and the index of the best ``option``.
+
+        With ``reasons`` also ``reason_scores``, a list for each option as the answer, and the index of the best
+        ``reason`` for the best option; without ``predictions`` only what scores need, once the answer is known.
 
         Raises:
-            DataError: A sample lacks what the task reads, or samples have different numbers of options.
+            DataError: A sample lacks options, or samples have different numbers of them.
         """
-        pictures = self.picture_set(encoder)
-        scores, right = self._scores(self.objective, pictures, encoder)
+        scores = self._scores(self.objective, pictures, encoder)
+        found: list[dict[str, Any]] = [{"option": int(one.argmax()), "scores": one} for one in scores]
+        if self.reasons is not None and self.predictions:
+            given = [self._options(self.objective, sample, encoder) for sample in pictures.samples]
+            for line, reasons in zip(found, self._reasons(self.reasons, pictures, given, encoder), strict=True):
+                line |= {"reason": int(reasons[line["option"]].argmax()), "reason_scores": reasons}
+        return found
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[dict[str, int]]:
+        """See ``PredictingTask``: the indices of the right ``option``, and with ``reasons`` of the right ``reason``."""
+        found = []
+        for sample in pictures.samples:
+            found.append({"option": self._right(self.objective, sample, encoder)})
+            if self.reasons is not None:
+                found[-1]["reason"] = self._right(self.reasons, sample, encoder)
+        return found
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[dict[str, int]], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; each has the ``rank`` of the right option, with ``reasons`` also whether both are.
+
+        Ties count against the model: an option that is chosen with the score of another one is not right.
+        """
+        scores, right = np.stack([one["scores"] for one in predicted]), [one["option"] for one in truth]
         ranks, count = answer_ranks(scores, right), scores.shape[1]
         hits = ranks == 1
         guessed = float(np.mean(1 / np.arange(1, count + 1)))
@@ -79,50 +114,97 @@ class OptionsTask(Task):
         if _RELEVANCE in pictures.samples[0].meta:
             relevance = np.array([sample.meta[_RELEVANCE] for sample in pictures.samples], dtype=np.float64)
             found.append(mean_score(self.name, "NDCG", ndcg(scores, relevance)))
+        each: list[dict[str, Any]] = [{"rank": rank, "right": rank == 1} for rank in ranks.tolist()]
         if self.reasons is not None:
-            found += self._reasons(self.reasons, pictures, encoder, hits)
-        return TaskResult(tuple(found), self._gallery(pictures, scores, hits, encoder))
+            explained = self._explained(self.reasons, pictures, predicted, truth, encoder)
+            found += [
+                mean_score(self.name, "reason given the right answer", explained[0], chance=1 / explained[1]),
+                mean_score(self.name, "both", hits & explained[0]),
+            ]
+            for line, hit in zip(each, explained[0].tolist(), strict=True):
+                line["reason_right"] = hit
+        return Judged(tuple(found), each, self._gallery(pictures, scores, hits, encoder))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text; what else it needs depends on the objective."""
         _ = pictures.captions
 
-    def _scores(self, key: str, pictures: PictureSet, encoder: Encoder) -> tuple[NDArray[np.float64], list[int]]:
-        """Scores ``[N, K]`` of the options, and the indices of the right ones."""
-        objective = encoder.chain.objectives[key]
-        assert isinstance(objective, Choose), "as needs says"
+    def _options(self, key: str, sample: Sample, encoder: Encoder) -> list[str]:
+        """The options of a sample among which an objective chooses."""
+        return texts_of(sample, _chooses(key, encoder).field)
+
+    def _right(self, key: str, sample: Sample, encoder: Encoder) -> int:
+        """The index of the right one of them."""
+        return place_of(sample, _chooses(key, encoder).index, self._options(key, sample, encoder))
+
+    def _scores(
+        self, key: str, pictures: PictureSet, encoder: Encoder, answers: Sequence[str] | None = None
+    ) -> NDArray[np.float64]:
+        """Scores of the options of each sample ``[N, K]``; given an answer of each instead of the sample's own."""
+        objective = _chooses(key, encoder)
         texts: list[str] = []
-        right: list[int] = []
-        count = len(texts_of(pictures.samples[0], objective.field))
-        for sample, caption in zip(pictures.samples, pictures.captions, strict=True):
-            options = texts_of(sample, objective.field)
+        count = len(self._options(key, pictures.samples[0], encoder))
+        for place, (sample, caption) in enumerate(zip(pictures.samples, pictures.captions, strict=True)):
+            options = self._options(key, sample, encoder)
             if len(options) != count:
                 raise DataError(f"{sample.where} has {len(options)} options; allowed: {count}, as the first sample has")
-            right.append(place_of(sample, objective.index, options))
-            texts += objective.texts(caption, options, [sample.meta.get(name) for name in objective.context])
+            meta = sample.meta if answers is None else {**sample.meta, self.answer: answers[place]}
+            texts += objective.texts(caption, options, [meta.get(name) for name in objective.context])
         candidates = torch.arange(len(texts)).view(len(pictures), count)
-        return encoder.predict(key, pictures, texts, candidates).double().numpy(), right
+        return encoder.predict(key, pictures, texts, candidates).double().numpy()
 
     def _reasons(
-        self, key: str, pictures: PictureSet, encoder: Encoder, answered: NDArray[np.bool_]
-    ) -> Sequence[Score]:
-        scores, right = self._scores(key, pictures, encoder)
-        hits = answer_ranks(scores, right) == 1
-        chance = 1 / scores.shape[1]
-        return (
-            mean_score(self.name, "reason given the right answer", hits, chance=chance),
-            mean_score(self.name, "both", answered & hits),
-        )
+        self, key: str, pictures: PictureSet, given: Sequence[Sequence[str]], encoder: Encoder
+    ) -> NDArray[np.float64]:
+        """Scores of K reasons for each of A answers to each sample.
+
+        Args:
+            key: Of the objective.
+            pictures: N samples.
+            given: A answers of each.
+            encoder: The trained stage.
+
+        Returns:
+            ``[N, A, K]``; the same for all answers where the objective does not read them.
+        """
+        columns = [*zip(*given, strict=True)]
+        if self.answer not in _chooses(key, encoder).context:
+            return np.stack([self._scores(key, pictures, encoder)] * len(columns), axis=1)
+        return np.stack([self._scores(key, pictures, encoder, column) for column in columns], axis=1)
+
+    def _explained(
+        self,
+        key: str,
+        pictures: PictureSet,
+        predicted: Sequence[Line],
+        truth: Sequence[dict[str, int]],
+        encoder: Encoder,
+    ) -> tuple[NDArray[np.bool_], int]:
+        """Whether the right reason for the right answer is found, ``[N]``, and among how many."""
+        right = [one["option"] for one in truth]
+        if self.predictions:
+            scores = np.stack([one["reason_scores"][own] for one, own in zip(predicted, right, strict=True)])
+        else:
+            own_options = (self._options(self.objective, sample, encoder) for sample in pictures.samples)
+            given = [[options[own]] for options, own in zip(own_options, right, strict=True)]
+            scores = self._reasons(key, pictures, given, encoder)[:, 0]
+        return answer_ranks(scores, [one["reason"] for one in truth]) == 1, scores.shape[1]
 
     def _gallery(
         self, pictures: PictureSet, scores: NDArray[np.float64], hits: NDArray[np.bool_], encoder: Encoder
     ) -> tuple[Gallery, ...]:
         """Some samples, evenly spread, with the option chosen."""
-        objective, count = encoder.chain.objectives[self.objective], len(pictures)
-        assert isinstance(objective, Choose)
+        count = len(pictures)
         rows = []
         for place in (number * count // self.gallery for number in range(min(self.gallery, count))):
-            chosen = texts_of(pictures.samples[place], objective.field)[int(scores[place].argmax())]
+            chosen = self._options(self.objective, pictures.samples[place], encoder)[int(scores[place].argmax())]
             query = pictures.captions[place], pictures.thumbnail(place)
             rows.append(GalleryRow(*query, (chosen,), ("",), (bool(hits[place]),)))
         return (Gallery(f"{self.name}: choices", tuple(rows)),) if rows else ()
+
+
+def _chooses(key: str, encoder: Encoder) -> Choose:
+    """The objective of that key."""
+    objective = encoder.chain.objectives[key]
+    assert isinstance(objective, Choose), "as needs says"
+    return objective

@@ -1,5 +1,6 @@
 """Sentiment, or another number, from a text with a picture or clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -10,14 +11,14 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet, Reads
 from omnivl.objectives.regress import Regress
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Score, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.sample_fields import number_of
 from omnivl.tasks.scorers.sentiment import is_right_7, sentiment_scores
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class SentimentTask(Task):
+class SentimentTask(PredictingTask):
     """Error, correlation and accuracies of a sentiment from -3 to 3, as CMU-MOSI reports them.
 
     Two classes come in two versions: ``has0`` cuts at >= 0, ``non0`` leaves out samples of sentiment 0 and cuts at > 0.
@@ -50,27 +51,37 @@ class SentimentTask(Task):
         """See ``Task``."""
         return ("MAE", "correlation", "Acc-7", "Acc-2 *", "F1 *")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Predicts the sentiment of every sample.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("number",)
 
-        Raises:
-            DataError: A sample lacks what the task reads.
-        """
-        pictures = self.picture_set(encoder)
-        truth = np.array([number_of(sample, self.number) for sample in pictures.samples])
-        predicted = encoder.predict(self.objective, pictures, pictures.captions).double().numpy()
-        found = sentiment_scores(predicted, truth, self.swapped)
-        constant = float(np.abs(truth - np.median(truth)).mean())
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``number``."""
+        found = encoder.predict(self.objective, pictures, pictures.captions)
+        return [{"number": number} for number in found.tolist()]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[float]:
+        """See ``PredictingTask``: the right numbers."""
+        return [number_of(sample, self.number) for sample in pictures.samples]
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[float], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; a number is right in the sense of Acc-7."""
+        numbers, right = np.array([one["number"] for one in predicted]), np.array(truth)
+        found, equal = sentiment_scores(numbers, right, self.swapped), is_right_7(numbers, right)
+        constant = float(np.abs(right - np.median(right)).mean())
         scores = [
-            mean_score(self.name, "MAE", np.abs(predicted - truth), chance=constant, graded=False),
-            mean_score(self.name, "Acc-7", is_right_7(predicted, truth)),
+            mean_score(self.name, "MAE", np.abs(numbers - right), chance=constant, graded=False),
+            mean_score(self.name, "Acc-7", equal),
         ]
         left = {name: value for name, value in found.items() if name not in ("MAE", "Acc-7") and np.isfinite(value)}
         scores += [
             Score(self.name, name, value, None, None, len(truth), graded=name != "correlation")
             for name, value in left.items()
         ]
-        return TaskResult(tuple(scores))
+        return Judged(tuple(scores), [{"right": bool(one)} for one in equal])
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a number."""

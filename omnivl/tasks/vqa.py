@@ -15,14 +15,14 @@ from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Gallery, GalleryRow, Score, mean_score
 from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
 from omnivl.tasks.spelling import comparable
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class VQATask(Task):
+class VQATask(PredictingTask):
     """VQA accuracy, for all questions and by their type.
 
     An objective of kind ``vqa`` chooses from its own list. One of kind ``answer`` ranks ``answers`` if they are given,
@@ -74,27 +74,42 @@ class VQATask(Task):
         by_type = "accuracy, *"
         return ("accuracy", by_type, "accuracy by the question's type alone", "accuracy of * to all questions")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Answers every question and scores the answers by people's answers.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("answer",)
+
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``answer``; a generated one as the tokenizer decodes it."""
+        return [{"answer": answer} for answer in self._answers(pictures, self.asked(pictures), encoder)]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[str]]:
+        """See ``PredictingTask``: people's answers."""
+        return [_given(pictures, place) for place in range(len(pictures))]
+
+    def judge(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[list[str]], encoder: Encoder
+    ) -> Judged:
+        """See ``PredictingTask``; each has its ``score``, and is right with one above 0."""
+        types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]
+        answers = [_as_people_spell(one["answer"], given) for one, given in zip(predicted, truth, strict=True)]
+        found = [vqa_accuracy(answer, given) for answer, given in zip(answers, truth, strict=True)]
+        each = [{"score": score, "right": score > 0} for score in found]
+        gallery = self._gallery(pictures, self.asked(pictures), answers, found)
+        return Judged(tuple(self._scores(found, truth, types)), each, gallery)
+
+    def asked(self, pictures: PictureSet) -> list[str]:
+        """See ``PredictingTask``: the questions.
 
         Raises:
-            DataError: A sample has no question or no answers.
+            DataError: A sample has none.
         """
-        pictures = self.picture_set(encoder)
-        questions = [self._question(pictures, place) for place in range(len(pictures))]
-        people = [_given(pictures, place) for place in range(len(pictures))]
-        types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]
-        answers = [
-            _as_people_spell(answer, given)
-            for answer, given in zip(self._answers(pictures, questions, encoder), people, strict=True)
-        ]
-        found = [vqa_accuracy(answer, given) for answer, given in zip(answers, people, strict=True)]
-        return TaskResult(tuple(self._scores(found, people, types)), self._gallery(pictures, questions, answers, found))
+        return [self._question(pictures, place) for place in range(len(pictures))]
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a question and answers."""
+        self.asked(pictures)
         for place in range(len(pictures)):
-            self._question(pictures, place)
             _given(pictures, place)
 
     def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[str]:
@@ -121,7 +136,7 @@ class VQATask(Task):
         written = encoder.generate(self.objective, pictures, search, questions)
         return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
 
-    def _scores(self, found: list[float], people: list[list[str]], types: list[str]) -> list[Score]:
+    def _scores(self, found: list[float], people: Sequence[list[str]], types: list[str]) -> list[Score]:
         """Scores for all questions and by type; chance is the best constant answer."""
         of_type: dict[str, list[list[str]]] = defaultdict(list)
         for kind, given in zip(types, people, strict=True):

@@ -41,3 +41,19 @@ def mask_scores(intersections: NDArray[Any], unions: NDArray[Any]) -> dict[str, 
     precisions = {f"P@{threshold}": float(np.mean(each >= threshold)) for threshold in THRESHOLDS}
     overall = float(np.sum(intersections)) / total if total else 0.0
     return {"mIoU": float(each.mean()), "oIoU": overall, **precisions}
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """A mask as COCO's files have it where it is not compressed.
+
+    Args:
+        mask: ``[H, W]``.
+
+    Returns:
+        ``size``: H and W; ``counts``: column by column the lengths of runs, the first of what is outside (maybe 0),
+        the next of what is inside, and so on.
+    """
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}

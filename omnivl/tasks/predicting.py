@@ -1,0 +1,172 @@
+"""Tasks that predict something of each sample: what the model is asked, apart from what is right, and a line for each.
+
+A line is what one sample's prediction is written as: where the sample is, its identifiers, the text that the model was
+asked about, what was predicted, and in an evaluation what is right.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnivl.data.sources.base import Sample
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.results import Gallery, ResultFile, Score, TaskResult
+from omnivl.tasks.scorers.masks import run_lengths
+from omnivl.tasks.task import Task
+
+PREDICTIONS = "predictions.jsonl"
+
+Line = Mapping[str, Any]
+"""Fields of a sample's line, or some of them: plain values and numpy arrays."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Predictions compared with the truth.
+
+    Attributes:
+        scores: As a task reports them.
+        each: Of every sample ``right``, whether its prediction is, and other values of its own that scores are made of.
+        galleries: Examples for the report.
+    """
+
+    scores: tuple[Score, ...]
+    each: Sequence[Line]
+    galleries: tuple[Gallery, ...] = ()
+
+
+@dataclass(frozen=True)
+class PredictingTask(Task):
+    """Base of tasks that predict something of each sample by a trained head.
+
+    Attributes:
+        predictions: Whether to keep what was predicted of every sample: a line of JSON for each in
+            ``predictions.jsonl``, beside the scores.
+    """
+
+    predictions: bool = False
+
+    @property
+    @abstractmethod
+    def predicts(self) -> tuple[str, ...]:
+        """Names of the fields of a prediction."""
+
+    @abstractmethod
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """What the model says of each sample, without a look at what is right.
+
+        Args:
+            pictures: The samples, N of them.
+            encoder: As for ``run``.
+
+        Returns:
+            Of each sample the fields of ``predicts``.
+
+        Raises:
+            DataError: A sample lacks what the model is asked with.
+        """
+
+    @abstractmethod
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Any]:
+        """What is right for each sample.
+
+        Raises:
+            DataError: A sample does not say.
+        """
+
+    @abstractmethod
+    def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[Any], encoder: Encoder) -> Judged:
+        """Scores the predictions.
+
+        Args:
+            pictures: The samples.
+            predicted: From ``predict``.
+            truth: From ``truth``.
+            encoder: As for ``run``.
+        """
+
+    def asked(self, pictures: PictureSet) -> Sequence[str | None]:
+        """The text that the model is asked about with each sample: its first one, if it has any."""
+        return [sample.captions[0] if sample.captions else None for sample in pictures.samples]
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Predicts and scores; see ``Task``.
+
+        Raises:
+            DataError: A sample lacks what the task reads.
+        """
+        pictures = self.picture_set(encoder)
+        asked, truth = self.asked(pictures), self.truth(pictures, encoder)  # before the predictions, which take long
+        predicted = self.predict(pictures, encoder)
+        judged = self.judge(pictures, predicted, truth, encoder)
+        files: tuple[ResultFile, ...] = ()
+        if self.predictions:
+            right = [{"truth": one, **own} for one, own in zip(truth, judged.each, strict=True)]
+            files = (ResultFile(PREDICTIONS, partial(_write, _lines(pictures, asked, predicted, right))),)
+        return TaskResult(judged.scores, judged.galleries, files)
+
+    def unjudged(self, encoder: Encoder) -> PictureSet:
+        """The samples of the task, also those that lack what is right.
+
+        Raises:
+            DataError: There are none, or one of them is bad.
+        """
+        given = self.media, self.where, encoder.model.inputs, self.max_samples
+        return PictureSet(self.source, *given, "media", pictures=self.pictures)
+
+    def lines(self, pictures: PictureSet, encoder: Encoder) -> list[Line]:
+        """A line for each sample, without what is right. Called in evaluation mode and without gradients.
+
+        Args:
+            pictures: From ``unjudged``.
+            encoder: As for ``run``.
+
+        Raises:
+            DataError: A sample lacks what the model is asked with.
+        """
+        asked = self.asked(pictures)
+        return _lines(pictures, asked, self.predict(pictures, encoder), [{}] * len(pictures))
+
+
+def identifiers(sample: Sample) -> dict[str, Any]:
+    """Where a sample is, and the fields of its JSON that identify it: ``identifier``, and those that end in ``_id``."""
+    own = {
+        name: value
+        for name, value in sample.meta.items()
+        if (name == "identifier" or name.endswith("_id")) and type(value) in (str, int)
+    }
+    return {"where": sample.where, **own}
+
+
+def json_lines(lines: Sequence[Line]) -> str:
+    """Lines of JSON. Numbers of numpy are plain ones; a mask, bool ``[H, W]``, has run lengths as COCO's masks."""
+    return "".join(json.dumps(line, default=_plain) + "\n" for line in lines)
+
+
+def _lines(
+    pictures: PictureSet, asked: Sequence[str | None], predicted: Sequence[Line], right: Sequence[Line]
+) -> list[Line]:
+    """Where each sample is, what was asked, what was predicted, and what is right where that is known."""
+    rows = zip(pictures.samples, asked, predicted, right, strict=True)
+    return [
+        {**identifiers(sample), **({} if text is None else {"text": text}), **found, **truth}
+        for sample, text, found, truth in rows
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_ and value.ndim == 2:
+        return run_lengths(value)
+    assert isinstance(value, np.ndarray | np.generic), f"no plain value of {type(value)}"
+    return value.tolist()
+
+
+def _write(lines: Sequence[Line], path: Path) -> None:
+    path.write_text(json_lines(lines), encoding="utf-8")
