@@ -53,6 +53,7 @@ COMMANDS: Mapping[str, Command] = {
     "submit": Command("submit", "submit", "Writes and submits a Slurm job that runs a plan."),
     "jobs": Command("jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
     "evaluate": Command("evaluate", "command", "Scores a trained stage, with chance and a pixel baseline."),
+    "predict": Command("predict", "predict", "Writes a task's predictions, also in the forms of benchmarks' servers."),
     "embed": Command("embed", "embed", "Writes embeddings of a data source's pictures and captions."),
     "export": Command("export", "export", "Exports a trained stage as a Hugging Face folder."),
     "serve": Command("serve", "serve", "Opens a page to try a run on: sentences, drawings, pictures, clips."),

@@ -63,6 +63,7 @@ def choose_tasks(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = _ignore,
+    said: str = "--tasks",
 ) -> tuple[TaskConfig, ...]:
     """The tasks to run: those of a file, of the stage, or the feasible ones of the last stage that has tasks.
 
@@ -73,6 +74,7 @@ def choose_tasks(
         config: A YAML file with ``tasks: [...]`` as in a stage's ``evaluate`` section.
         overrides: ``TASK.option=value``; the task by its name, kind or index.
         tell: Called with a message about what was left out of another stage's tasks.
+        said: The option by which the user names tasks.
 
     Raises:
         UserError: A task is unknown or wrong, there is none, or the stage has not been trained for it.
@@ -90,17 +92,17 @@ def choose_tasks(
         for name in names:
             if not any(name in (task.name, task.kind) for task in tasks):
                 change = did_you_mean(name, known, "name one of them")
-                raise UserError(f"--tasks: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
+                raise UserError(f"{said}: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
         tasks = tuple(task for task in tasks if task.name in names or task.kind in names)
     if not tasks:
         possible = possible_kinds(provided_in(trained.plan, trained.stage))
-        choose = f"choose some with --tasks {','.join(possible)}, or " if possible else ""
+        choose = f"choose some with {said} {','.join(possible)}, or " if possible else ""
         raise UserError(
             f"{trained.plan.name}: got no evaluation tasks, neither of stage {trained.stage.name!r} nor of a later one "
             f"that it could do; {choose}give a file with --config"
         )
     for task in tasks:
-        _require(trained, task)
+        _require(trained, task, said)
     return tasks
 
 
@@ -162,7 +164,7 @@ def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig
     return tuple(tasks)
 
 
-def _require(trained: Trained, task: TaskConfig) -> None:
+def _require(trained: Trained, task: TaskConfig, said: str) -> None:
     """Checks that the stage has what a task needs.
 
     Raises:
@@ -171,7 +173,8 @@ def _require(trained: Trained, task: TaskConfig) -> None:
     for lack in task.lacks(provided_in(trained.plan, trained.stage)):
         able = [one.name for one in trained.plan.stages if not task.lacks(provided_in(trained.plan, one))]
         allowed = f"stages {', '.join(map(repr, able))}" if able else "no stages of this plan"
-        change = "leave it out with --tasks" if lack.option is None else f"set its {lack.option} to {lack.without}"
+        others = "leave it out with --tasks" if said == "--tasks" else f"name another one with {said}"
+        change = others if lack.option is None else f"set its {lack.option} to {lack.without}"
         choose = "choose another with --stage" if able else f"train one ({lack.remedy})"
         raise UserError(
             f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which {lack.what}; allowed are "

@@ -30,6 +30,7 @@ CANNOT_RUN = {
 
 LONG = (
     *("omnivl pretrain ", "torchrun ", "omnivl evaluate ", "omnivl export ", "omnivl embed ", "omnivl routing "),
+    "omnivl predict ",
     *("omnivl checkpoint ", "omnivl report ", "omnivl measure ", "omnivl profile ", "omnivl serve "),
     "omnivl estimate ",
 )
