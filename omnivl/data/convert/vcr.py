@@ -25,6 +25,7 @@ class VcrReader(FormReader):
     """VCR: a question about a scene of a film, four answers, and four reasons for the right one.
 
     Words that are objects of the picture become what the object is, persons the name of one that men and women have.
+    The text of the right answer is the field answer, which a model that chooses among reasons can read.
 
     Attributes:
         questions: train.jsonl, val.jsonl, test.jsonl.
@@ -65,6 +66,9 @@ class VcrReader(FormReader):
         for choices, label, texts, index in _QUESTIONS:
             meta[texts] = record.each(choices, lambda words: _joined(words, names), _ALLOWED, 4)
             meta |= {index: record.whole(label, 4)} if record.has(label) else {}
+        options, right = meta["options"], meta.get("option")
+        if isinstance(options, list) and isinstance(right, int):
+            meta["answer"] = options[right]
         return Entry(
             path=self.images / record.text("img_fn"),
             name=number,

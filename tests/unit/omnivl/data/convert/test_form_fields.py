@@ -181,6 +181,7 @@ def test_vcr(tmp_path):
         "question": "Does Riley like Casey and car ?",
         "options": ["Yes .", "No .", "No , Casey does .", "Casey is away ."],
         "option": 2,
+        "answer": "No , Casey does .",
         "rationales": ["It snows .", "A", "B", "car is red"],
         "rationale": 0,
         "objects": ["person", "car", "person"],
@@ -189,7 +190,7 @@ def test_vcr(tmp_path):
         "members": ["jpg"],
     }
     assert (found["val-0"]["split"], found["val-0"]["identity"]) == ("val", "vcr lsmdc_3015/a@0.jpg")
-    assert found["test-1"]["split"] == "test" and not {"option", "rationale"} & set(found["test-1"])
+    assert found["test-1"]["split"] == "test" and not {"option", "answer", "rationale"} & set(found["test-1"])
 
 
 def test_boxes_of_vcr_in_a_form_that_nobody_knows_stop_everything(tmp_path):
