@@ -33,7 +33,7 @@ from omnivl.data.loader import Loader
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.tasks.ranking import recalls
+from omnivl.tasks.scorers.recall import best_ranks, recalls
 
 SIZE, WIDTH, HEADS, TEXT_LENGTH, EMBEDDING = 64, 192, 3, 16, 128
 PLAN = ROOT / "configs" / "plans" / "records.yaml"
@@ -244,7 +244,7 @@ def unseen_style_recalls(model: BareCLIP) -> dict[int, float]:
     ids = torch.from_numpy(load_tokenizer("emoji").encode([sample.captions[0] for sample in samples], TEXT_LENGTH))
     visual = torch.cat([model.encode_visual(part.to(device)) for part in torch.split(pixels, 256)])
     text = torch.cat([model.encode_text(part.to(device)) for part in torch.split(ids, 256)])
-    return recalls((visual @ text.T).cpu(), torch.eye(len(ids), dtype=torch.bool))
+    return recalls(best_ranks((visual @ text.T).cpu().numpy(), torch.eye(len(ids), dtype=torch.bool).numpy()))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ sample is an error.
 """
 
 import base64
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Self
 
@@ -142,6 +143,12 @@ class PictureSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def chosen(self, indices: Sequence[int]) -> Self:
+        """A set of some of the samples, in any order; a sample may be in it more than once."""
+        some = copy.copy(self)
+        some.samples = [self.samples[i] for i in indices]
+        return some
 
     @property
     def captions(self) -> list[str]:

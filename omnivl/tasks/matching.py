@@ -8,14 +8,15 @@ import torch
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
-from omnivl.tasks.ranking import recall_scores, recalls_both_ways
+from omnivl.tasks.ranking import metrics_of, scores_of_ranks
 from omnivl.tasks.results import TaskResult
+from omnivl.tasks.scorers.recall import Ranked, Relevance, ranks_both_ways
 from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class MatchingTask(Task):
-    """Retrieval in both directions with R@1, R@5 and R@10, for models without contrastive embeddings.
+    """Retrieval in both directions with R@1, R@5, R@10 and the median rank, for models without contrastive embeddings.
 
     Every picture goes through the model with every text: N pictures with distinct captions cost N * N passes.
 
@@ -36,7 +37,7 @@ class MatchingTask(Task):
     @property
     def figures(self) -> tuple[str, ...]:
         """See ``Task``."""
-        return recalls_both_ways(self.media)
+        return (*metrics_of(f"{self.media}->text"), *metrics_of(f"text->{self.media}"))
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text by the log odds that they match."""
@@ -48,10 +49,13 @@ class MatchingTask(Task):
             [encoder.predict(self.objective, pictures, texts, some.expand(len(pictures), -1)) for some in columns],
             dim=1,
         )
-        relevant = torch.tensor([[caption == text for text in texts] for caption in captions])
+        columns_of = {text: place for place, text in enumerate(texts)}
+        relevance = Relevance(tuple((columns_of[caption],) for caption in captions), len(texts))
+        similarity = scores.numpy()
+        of_pictures, of_texts = ranks_both_ways(lambda part: similarity[part], relevance)
         return TaskResult(
             (
-                *recall_scores(self.name, f"{self.media}->text", scores, relevant),
-                *recall_scores(self.name, f"text->{self.media}", scores.T, relevant.T),
+                *scores_of_ranks(self.name, f"{self.media}->text", [Ranked(of_pictures, relevance)]),
+                *scores_of_ranks(self.name, f"text->{self.media}", [Ranked(of_texts, relevance.transposed())]),
             )
         )

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe.ranges import Range
@@ -15,31 +18,37 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import (
+from omnivl.tasks.ranking import metrics_of, scores_of_ranks
+from omnivl.tasks.reranking import matching_of_pictures, matching_of_texts, reranked
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.scorers.recall import (
     LARGEST_BLOCK,
+    Floats,
+    Ranked,
     Relevance,
     Rows,
-    best_rank,
+    folds_of,
     ranks_both_ways,
-    recalls_both_ways,
-    recalls_of,
-    scores_of_ranks,
+    ranks_of,
 )
-from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
+
+_RERANKED = ", re-ranked"
 
 
 @dataclass(frozen=True)
 class RetrievalTask(Task):
-    """Retrieval in both directions between pictures or clips and texts, with R@1, R@5 and R@10.
+    """Retrieval both ways between pictures or clips and texts, with R@1, R@5, R@10 and the median rank.
 
     Attributes:
         text: ``caption``: the first caption of each picture; ``captions``: all of them, as published figures on COCO
             and Flickr30K have it (five a picture): a picture is found at the best of its captions, and each caption
             is a query; ``tags``: every tag of at least ``min_tagged`` pictures, relevant to all of them.
         min_tagged: See ``text``.
-        rerank: Number of contrastive candidates that the matching head re-ranks; both rankings are reported. 0 for
-            none.
+        folds: Pictures of a fold: the figures of folds of the set, each ranked by itself, averaged, beside those of
+            the whole. 1000 for COCO's "1K" figures on 5,000 pictures; 0 for none.
+        rerank: Number of contrastive candidates that the matching head re-ranks, in both directions and in folds; both
+            rankings are reported. 0 for none.
         matcher: Key of the objective with that head.
         rerank_temperature: Divisor of the cosine before the matching log odds are added.
         baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
@@ -49,6 +58,7 @@ class RetrievalTask(Task):
     kind: Literal["retrieval"] = "retrieval"
     text: Literal["caption", "captions", "tags"] = "caption"
     min_tagged: Annotated[int, Range(1)] = 2
+    folds: Annotated[int, Range(0)] = 0
     rerank: Annotated[int, Range(0)] = 0
     matcher: str = "vlm"
     rerank_temperature: Annotated[float, Range(above=0)] = 0.07
@@ -63,7 +73,16 @@ class RetrievalTask(Task):
     @property
     def figures(self) -> tuple[str, ...]:
         """See ``Task``."""
-        return (*recalls_both_ways(self.media), *(recalls_of(f"{self.media}->text, re-ranked") if self.rerank else ()))
+        whole = [*self._directions(""), *(self._directions(_RERANKED) if self.rerank else ())]
+        folded = [f"{one}{self._folded}" for one in whole] if self.folds else []
+        return tuple(metric for one in (*whole, *folded) for metric in metrics_of(one))
+
+    def _directions(self, how: str) -> tuple[str, str]:
+        return f"{self.media}->text{how}", f"text->{self.media}{how}"
+
+    @property
+    def _folded(self) -> str:
+        return f", folds of {self.folds}"
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a caption, or some of them have tags."""
@@ -76,32 +95,95 @@ class RetrievalTask(Task):
             )
 
     def run(self, encoder: Encoder) -> TaskResult:
-        """Ranks all texts for every picture and all pictures for every text."""
+        """Ranks all texts for every picture and all pictures for every text.
+
+        Raises:
+            DataError: The pictures cannot be cut into folds.
+        """
         pictures = self.picture_set(encoder)
         texts, relevance = _texts_and_relevance(pictures, self)
+        folds = folds_of(len(pictures), self.folds) if self.folds else []
         shown, said = encoder.pictures(pictures), encoder.texts(texts)
         relevance = replace(relevance, per_value=shown.shape[1] if shown.dim() == 3 else 1)
-
-        def similar(part: slice) -> Tensor:
-            return cosines(shown[part], said)
-
-        ranks, of_texts = ranks_both_ways(similar, relevance)
-        counts, counts_of_texts = relevance.counts()
-        beside: tuple[Tensor | None, Tensor | None] = (None, None)
+        whole = _Compared(pictures, texts, shown, said, relevance)
+        beside: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         if self.baseline is not None:
-            pixels = _pixel_similarity(pictures, texts, self.baseline, encoder)
-            beside = ranks_both_ways(pixels, relevance)
-        scores = [
-            *scores_of_ranks(self.name, f"{self.media}->text", ranks, counts, len(texts), beside[0]),
-            *scores_of_ranks(self.name, f"text->{self.media}", of_texts, counts_of_texts, len(pictures), beside[1]),
-        ]
-        ranked: Rows = similar
+            beside = ranks_both_ways(_pixel_similarity(pictures, texts, self.baseline, encoder), relevance)
+        ranked = self._rankings(whole, encoder)
+        scores = self._scores([whole], [ranked], "", beside)
+        if folds:
+            parts = [whole.within(fold) for fold in folds]
+            scores += self._scores(parts, [self._rankings(part, encoder) for part in parts], self._folded)
+        return TaskResult(tuple(scores), _galleries(self, whole, *ranked[-1]) if self.gallery else ())
+
+    def _rankings(self, compared: "_Compared", encoder: Encoder) -> list[tuple[Rows, Rows]]:
+        """Similarities from pictures to texts and from texts to pictures; those that are re-ranked come last."""
+        found: list[tuple[Rows, Rows]] = [(compared.of_pictures, compared.of_texts)]
         if self.rerank:
-            ranked = _reranked(self, similar, relevance, pictures, texts, encoder)
-            again = torch.cat([best_rank(ranked(part), relevance.rows(part)) for part in relevance.blocks()])
-            scores += scores_of_ranks(self.name, f"{self.media}->text, re-ranked", again, counts, len(texts))
-        galleries = _galleries(self, pictures, texts, ranked, relevance) if self.gallery else ()
-        return TaskResult(tuple(scores), galleries)
+            given = encoder, self.matcher, compared.pictures, compared.texts
+            limits = self.rerank, self.rerank_temperature
+            found.append(
+                (
+                    reranked(compared.of_pictures, compared.relevance, *limits, partial(matching_of_pictures, *given)),
+                    reranked(compared.of_texts, compared.transposed, *limits, partial(matching_of_texts, *given)),
+                )
+            )
+        return found
+
+    def _scores(
+        self,
+        sets: Sequence["_Compared"],
+        rankings: Sequence[Sequence[tuple[Rows, Rows]]],
+        suffix: str,
+        baseline: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    ) -> list[Score]:
+        """The figures of sets of pictures, averaged over the sets."""
+        owners = None
+        if self.text == "captions":
+            owners = [(place, own[0]) for place, one in enumerate(sets) for own in one.transposed.candidates]
+        scores = []
+        for number, how in enumerate(("", _RERANKED)[: len(rankings[0])]):
+            to_text, to_picture = [], []
+            for one, ranking in zip(sets, rankings, strict=True):
+                of_pictures, of_texts = ranking[number]
+                if how:
+                    ranks = ranks_of(of_pictures, one.relevance), ranks_of(of_texts, one.transposed)
+                else:  # one matrix, so that the directions agree to the last bit
+                    ranks = ranks_both_ways(of_pictures, one.relevance)
+                to_text.append(Ranked(ranks[0], one.relevance))
+                to_picture.append(Ranked(ranks[1], one.transposed))
+            beside = (None, None) if how or baseline is None else baseline
+            for_text, for_picture = (f"{direction}{suffix}" for direction in self._directions(how))
+            scores += scores_of_ranks(self.name, for_text, to_text, beside[0])
+            scores += scores_of_ranks(self.name, for_picture, to_picture, beside[1], owners)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Pictures and texts with their embeddings, and which belong together."""
+
+    pictures: PictureSet
+    texts: Sequence[str]
+    shown: Tensor
+    said: Tensor
+    relevance: Relevance
+
+    @cached_property
+    def transposed(self) -> Relevance:
+        return self.relevance.transposed()
+
+    def of_pictures(self, part: slice) -> Floats:
+        return cosines(self.shown[part], self.said).numpy()
+
+    def of_texts(self, part: slice) -> Floats:
+        return cosines(self.said[part], self.shown).numpy()
+
+    def within(self, part: slice) -> "_Compared":
+        """Some pictures with their texts alone."""
+        relevance, kept = self.relevance.within(part)
+        pictures = self.pictures.chosen(range(len(self.pictures))[part])
+        return _Compared(pictures, [self.texts[i] for i in kept], self.shown[part], self.said[kept], relevance)
 
 
 def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[list[str], Relevance]:
@@ -144,81 +226,51 @@ def _pixel_similarity(
     there = pixels_of(encoder, known, over_time=True)[[row for row, _ in places]]
     column = torch.tensor([column for _, column in places], dtype=torch.long)
 
-    def rows(part: slice) -> Tensor:
+    def rows(part: slice) -> Floats:
         similarity = torch.full((part.stop - part.start, len(texts)), -torch.inf)
         few = max(1, LARGEST_BLOCK // max(1, len(there)))
         for own, block in zip(torch.split(shown[part], few), torch.split(similarity, few), strict=True):
             block.scatter_reduce_(1, column.expand(len(own), -1), -torch.cdist(own, there), "amax")
-        return similarity
+        return similarity.numpy()
 
     return rows
 
 
-def _reranked(
-    task: RetrievalTask,
-    similar: Rows,
-    relevance: Relevance,
-    pictures: PictureSet,
-    texts: Sequence[str],
-    encoder: Encoder,
-) -> Rows:
-    """Re-ranks the first texts of each picture by matching log odds plus cosine over temperature.
-
-    The others follow in their old order.
-
-    Source: ALBEF, arXiv 2107.07651, section 6.1 (re-ranking by matching score); BLIP, arXiv 2201.12086 (its code adds
-        the similarity).
-    Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
-    """
-    blocks = [similar(part).topk(min(task.rerank, len(texts)), dim=1) for part in relevance.blocks()]
-    values, candidates = torch.cat([one.values for one in blocks]), torch.cat([one.indices for one in blocks])
-    score = encoder.predict(task.matcher, pictures, texts, candidates) + values / task.rerank_temperature
-    behind = score.min() - 1.0 - values.max()
-
-    def rows(part: slice) -> Tensor:
-        return (similar(part) + behind).scatter(1, candidates[part], score[part])
-
-    return rows
-
-
-def _galleries(
-    task: RetrievalTask, pictures: PictureSet, texts: Sequence[str], ranked: Rows, relevance: Relevance
-) -> tuple[Gallery, ...]:
+def _galleries(task: RetrievalTask, compared: _Compared, of_pictures: Rows, of_texts: Rows) -> tuple[Gallery, ...]:
     """Evenly chosen queries of both directions with their first five answers."""
-    chosen = [i * len(pictures) // task.gallery for i in range(min(task.gallery, len(pictures)))]
-    columns = [i * len(texts) // task.gallery for i in range(min(task.gallery, len(texts)))]
-    of_rows: dict[int, list[int]] = {}
-    parts: list[Tensor] = []
-    for part in relevance.blocks():
-        block = ranked(part)
-        parts.append(block[:, columns])
-        for i in chosen:
-            if part.start <= i < part.stop:
-                of_rows[i] = block[i - part.start].topk(min(5, len(texts))).indices.tolist()
-    of_columns = torch.cat(parts)
-    from_pictures = tuple(
-        GalleryRow(
-            query_text=texts[relevance.candidates[i][0]],
-            query_image=pictures.thumbnail(i),
-            answer_texts=tuple(texts[j] for j in of_rows[i]),
-            answer_images=("",) * len(of_rows[i]),
-            correct=tuple(j in relevance.candidates[i] for j in of_rows[i]),
+    pictures, texts, relevance = compared.pictures, compared.texts, compared.relevance
+
+    def queries(count: int) -> list[int]:
+        return [i * count // task.gallery for i in range(min(task.gallery, count))]
+
+    def best(rows: Rows, query: int) -> list[int]:
+        (row,) = torch.from_numpy(rows(slice(query, query + 1)))
+        return row.topk(min(5, len(row))).indices.tolist()  # type: ignore[no-any-return]
+
+    from_pictures, from_texts = [], []
+    for i in queries(len(pictures)):
+        found = best(of_pictures, i)
+        from_pictures.append(
+            GalleryRow(
+                query_text=texts[relevance.candidates[i][0]],
+                query_image=pictures.thumbnail(i),
+                answer_texts=tuple(texts[j] for j in found),
+                answer_images=("",) * len(found),
+                correct=tuple(j in relevance.candidates[i] for j in found),
+            )
         )
-        for i in chosen
-    )
-    from_texts = []
-    for place, column in enumerate(columns):
-        best = of_columns[:, place].topk(min(5, len(pictures))).indices.tolist()
+    for j in queries(len(texts)):
+        found = best(of_texts, j)
         from_texts.append(
             GalleryRow(
-                query_text=texts[column],
+                query_text=texts[j],
                 query_image="",
-                answer_texts=tuple(texts[relevance.candidates[i][0]] for i in best),
-                answer_images=tuple(pictures.thumbnail(i) for i in best),
-                correct=tuple(column in relevance.candidates[i] for i in best),
+                answer_texts=tuple(texts[relevance.candidates[i][0]] for i in found),
+                answer_images=tuple(pictures.thumbnail(i) for i in found),
+                correct=tuple(j in relevance.candidates[i] for i in found),
             )
         )
     return (
-        Gallery(f"{task.name}: {task.media} to text", from_pictures),
+        Gallery(f"{task.name}: {task.media} to text", tuple(from_pictures)),
         Gallery(f"{task.name}: text to {task.media}", tuple(from_texts)),
     )

@@ -14,8 +14,8 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import LARGEST_BLOCK
 from omnivl.tasks.results import TaskResult, mean_score
+from omnivl.tasks.scorers.recall import LARGEST_BLOCK
 from omnivl.tasks.task import Task
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.errors import DataError
-from omnivl.tasks.scorers.recall import PLACES, Ties, ranks_of, recall_at
+from omnivl.tasks.scorers.recall import PLACES, Relevance, Ties, ranks_of, recall_at
 
 
 def answer_ranks(
@@ -31,7 +31,8 @@ def answer_ranks(
     Returns:
         int64 ``[N]``, from 1.
     """
-    return ranks_of(scores, [[int(one)] for one in option], ties)
+    relevance = Relevance(tuple((int(one),) for one in option), scores.shape[1])
+    return ranks_of(lambda part: scores[part], relevance, ties)
 
 
 def rank_scores(ranks: NDArray[Any]) -> dict[str, float]:

@@ -18,11 +18,13 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import SearchOptions
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.objectives import LM, Objective
-from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask, ranking, retrieval, zero_shot
+from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask, retrieval, zero_shot
 from omnivl.tasks.captions import write_captions
-from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.reranking import matching_of_texts
 from omnivl.tasks.retrieval import _texts_and_relevance
 from omnivl.tasks.run import run_tasks
+from omnivl.tasks.scorers import recall
+from omnivl.tasks.scorers.recall import ranks_both_ways
 
 TOKENIZER = load_tokenizer("emoji")
 MODEL = replace(OmniVL.presets["tiny"], vocab_size=TOKENIZER.special.vocab_size, image_size=16, video_size=64)
@@ -107,10 +109,14 @@ def test_an_oracle_retrieves_everything_both_ways_and_keeps_training_mode() -> N
     task = RetrievalTask(where=WHERE, rerank=4, gallery=2, baseline=BaselineReference(where={"style": ("twemoji",)}))
     result = run_tasks([task], encoder_for(oracle))[0]
     assert oracle.training
-    assert [score.value for score in result.scores] == [1.0] * 9
+    assert [score.value for score in result.scores] == [1.0] * 16, "also the median ranks"
+    assert [score.metric for score in result.scores[-5:]] == [
+        "image->text, re-ranked median rank",
+        *(f"text->image, re-ranked {figure}" for figure in ("R@1", "R@5", "R@10", "median rank")),
+    ]
     assert result.scores[0].chance == pytest.approx(1 / len(pictures))
     # The baseline is given the very same pictures: it must find each.
-    assert [score.baseline for score in result.scores[:6]] == [1.0] * 6
+    assert [score.baseline for score in result.scores[:8]] == [1.0] * 8
     assert [gallery.title for gallery in result.galleries] == ["retrieval: image to text", "retrieval: text to image"]
     assert all(row.correct[0] and not any(row.correct[1:]) for row in result.galleries[0].rows)
     assert result.galleries[1].rows[0].answer_images[0].startswith("data:image/png;base64,")
@@ -131,9 +137,11 @@ def test_reranking_mends_a_wrong_contrastive_order_among_its_candidates_only() -
     scores = {
         s.metric: s.value for s in run_tasks([RetrievalTask(where=WHERE, rerank=5)], encoder_for(oracle))[0].scores
     }
-    assert scores["image->text R@1"] < 0.1
-    assert scores["image->text, re-ranked R@1"] > 0.9
-    assert scores["image->text, re-ranked R@10"] >= scores["image->text R@10"]
+    for way in ("image->text", "text->image"):
+        assert scores[f"{way} R@1"] < 0.1
+        assert scores[f"{way}, re-ranked R@1"] > 0.9
+        assert scores[f"{way}, re-ranked R@10"] >= scores[f"{way} R@10"]
+        assert scores[f"{way}, re-ranked median rank"] == 1.0 < scores[f"{way} median rank"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +155,7 @@ def test_reranking_mends_a_wrong_contrastive_order_among_its_candidates_only() -
 def test_blocks_change_no_figure(task: RetrievalTask | ZeroShotTask, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle, _ = oracle_for(WHERE, "name")
     whole = run_tasks([task], encoder_for(oracle))[0]
-    for module in (ranking, retrieval, zero_shot):
+    for module in (recall, retrieval, zero_shot):
         monkeypatch.setattr(module, "LARGEST_BLOCK", 1000)
     assert run_tasks([task], encoder_for(oracle))[0] == whole
 
@@ -167,20 +175,74 @@ def test_retrieval_takes_the_five_captions_of_each_picture() -> None:
     assert pictures.captions == ["a0", "both"]
     texts, relevant = _texts_and_relevance(pictures, RetrievalTask(text="captions"))
     assert texts == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "both"]
-    matrix = relevant.rows(slice(None))
-    assert matrix.int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
-    assert _texts_and_relevance(pictures, RetrievalTask())[1].rows(slice(None)).int().tolist() == [[1, 0], [0, 1]]
+    assert relevant.rows(slice(None)).astype(int).tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
+    assert _texts_and_relevance(pictures, RetrievalTask())[1].rows(slice(None)).astype(int).tolist() == [[1, 0], [0, 1]]
     # Picture 0 finds a foreign text first and its own second; picture 1 its last caption first. Of the nine texts the
     # four of picture 0 but the first find it, and all of picture 1.
-    similarity = torch.tensor(
-        [[0.0, 0.8, 0.8, 0.8, 0.9, 0.1, 0.1, 0.1, 0.1], [0.5, 0.0, 0, 0, 0.95, 0.5, 0.5, 0.96, 0.5]]
-    )
-    to_text, to_picture = (
-        recall_scores("r", "i", similarity, matrix),
-        recall_scores("r", "t", similarity.T, matrix.T),
-    )
-    assert to_text[0].value == 0.5
-    assert to_picture[0].value == pytest.approx(8 / 9)
+    similarity = np.array([[0.0, 0.8, 0.8, 0.8, 0.9, 0.1, 0.1, 0.1, 0.1], [0.5, 0.0, 0, 0, 0.95, 0.5, 0.5, 0.96, 0.5]])
+    to_text, to_picture = ranks_both_ways(lambda part: similarity[part], relevant)
+    assert to_text.tolist() == [2, 1]
+    assert to_picture.tolist() == [2, *[1] * 8]
+
+
+def test_folds_are_ranked_by_themselves() -> None:
+    """Pictures in pairs; each picture is most alike the text of the one two places later, in another fold."""
+    where = {"style": ("twemoji",), "label": ("bugs",)}
+    oracle, pictures = oracle_for(where, "name")
+    count = len(pictures) // 2 * 2
+    own = oracle.texts_of(pictures.frames(range(count)))
+    later = dict(zip(list(oracle.known)[:count], own[2:] + own[:2], strict=True))
+
+    def confused(frames: Tensor) -> Tensor:
+        right = torch.stack([embedding(text) for text in oracle.texts_of(frames)])
+        wrong = torch.stack([embedding(later[frame.numpy().tobytes()]) for frame in frames])
+        return torch.nn.functional.normalize(0.6 * right + 0.8 * wrong, dim=-1)
+
+    oracle.encode_visual = confused  # type: ignore[method-assign]
+
+    class FirstCaptions(RetrievalTask):
+        def picture_set(self, encoder: Encoder) -> PictureSet:
+            found = super().picture_set(encoder)
+            found.samples = [replace(one, captions=(text,)) for one, text in zip(pictures.samples, own, strict=False)]
+            return found
+
+    task = FirstCaptions(where=where, max_samples=count, folds=2, rerank=2, text="captions")
+    (result,) = run_tasks([task], encoder_for(oracle))
+    scores = {score.metric: score for score in result.scores}
+    assert len(scores) == 32, "four figures, both ways, twice ranked, whole and in folds"
+    for way in ("image->text", "text->image"):
+        assert scores[f"{way} R@1"].value < 0.1
+        assert scores[f"{way}, folds of 2 R@1"].value == 1.0
+        assert scores[f"{way}, re-ranked, folds of 2 R@1"].value == 1.0
+        assert scores[f"{way}, folds of 2 R@1"].chance == 0.5
+        assert scores[f"{way}, folds of 2 R@1"].count == count
+    with pytest.raises(DataError, match=f"{count} pictures cannot be cut into folds of {count - 1}; give a multiple"):
+        run_tasks([replace(task, folds=count - 1)], encoder_for(oracle))
+
+
+@pytest.mark.parametrize(("texts", "count"), [(1, 1), (3, 2), (9, 4), (2, 5)])
+def test_pairs_of_texts_with_pictures_are_predicted_by_picture(texts: int, count: int) -> None:
+    pictures = PictureSet("emoji", "image", WHERE, MODEL.inputs, 5)
+    names = [f"text {place}" for place in range(texts)]
+    random = torch.Generator().manual_seed(texts)
+    candidates = torch.stack([torch.randperm(5, generator=random)[:count] for _ in names])
+    keys = [sample.key for sample in pictures.samples]
+    asked = []
+
+    class Numbering(OracleEncoder):
+        def predict(
+            self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
+        ) -> Tensor:
+            assert candidates is not None
+            asked.append(candidates.numel())
+            own = torch.tensor([keys.index(sample.key) for sample in pictures.samples])
+            return (own[:, None] * 100 + candidates).float()
+
+    encoder = Numbering(cast(Chain, Oracle()), MODEL, TOKENIZER, LocalGather(), torch.device("cpu"))
+    found = matching_of_texts(encoder, "vlm", pictures, names, candidates)
+    assert torch.equal(found, (candidates * 100 + torch.arange(texts)[:, None]).float())
+    (pairs,) = asked
+    assert pairs <= 2 * texts * count + count, "little beside the pairs themselves"
 
 
 @pytest.mark.parametrize(("task", "by"), [(RetrievalTask(where=WHERE), "name"), (ZeroShotTask(where=WHERE), "label")])
@@ -255,8 +317,9 @@ def test_tags_are_relevant_to_every_picture_that_has_them() -> None:
     task = RetrievalTask(where={"style": ("twemoji",), "label": ("bugs",)}, text="tags", min_tagged=2)
     scores = run_tasks([task], encoder_for(oracle))[0].scores
     # Every picture of the subgroup has the tag "bug" or "insect": chance must count several right answers.
-    assert scores[3].chance is not None
-    assert scores[3].chance > 1 / scores[0].count
+    assert scores[4].metric == "text->image R@1"
+    assert scores[4].chance is not None
+    assert scores[4].chance > 1 / scores[0].count
 
 
 def test_official_scores_of_captions_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:

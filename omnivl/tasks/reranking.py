@@ -1,0 +1,92 @@
+"""Re-ranking by a matching head: of the first texts of each picture, or of the first pictures of each text.
+
+Shapes: Q queries, C candidates, K of them that are re-ranked.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.scorers.recall import Floats, Relevance, Rows
+
+
+def reranked(
+    similar: Rows, relevance: Relevance, count: int, temperature: float, matching: Callable[[Tensor], Tensor]
+) -> Rows:
+    """Re-ranks the first candidates of each query by matching log odds plus cosine over temperature.
+
+    The others follow in their old order.
+
+    Args:
+        similar: Cosines.
+        relevance: Of the same queries and candidates.
+        count: How many candidates are re-ranked.
+        temperature: Divisor of the cosine.
+        matching: Log odds of candidates int64 ``[Q, K]``, fp32 ``[Q, K]``.
+
+    Source: ALBEF, arXiv 2107.07651, section 6.1 (re-ranking by matching score, both ways); BLIP, arXiv 2201.12086 (its
+        code adds the similarity).
+    Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
+    """
+    some = min(count, relevance.columns)
+    blocks = [torch.from_numpy(similar(part)).topk(some, dim=1) for part in relevance.blocks()]
+    values, candidates = torch.cat([one.values for one in blocks]), torch.cat([one.indices for one in blocks])
+    score = (matching(candidates) + values / temperature).float().numpy()
+    behind = score.min() - 1.0 - values.max().item()
+    places = candidates.numpy()
+
+    def rows(part: slice) -> Floats:
+        block: Floats = similar(part) + behind
+        np.put_along_axis(block, places[part], score[part], axis=1)
+        return block
+
+    return rows
+
+
+def matching_of_pictures(
+    encoder: Encoder, objective: str, pictures: PictureSet, texts: Sequence[str], candidates: Tensor
+) -> Tensor:
+    """Log odds that pictures match their candidate texts, fp32 ``[Q, K]``.
+
+    Args:
+        encoder: A stage with the matching head.
+        objective: Key of the head's objective.
+        pictures: Q pictures.
+        texts: C texts.
+        candidates: int64 ``[Q, K]``, texts of each picture.
+    """
+    return encoder.predict(objective, pictures, texts, candidates)
+
+
+def matching_of_texts(
+    encoder: Encoder, objective: str, pictures: PictureSet, texts: Sequence[str], candidates: Tensor
+) -> Tensor:
+    """Log odds that texts match their candidate pictures, fp32 ``[Q, K]``.
+
+    Pairs are computed by picture, so that a picture that is a candidate of many texts is not encoded for each of them.
+
+    Args:
+        encoder: A stage with the matching head.
+        objective: Key of the head's objective.
+        pictures: C pictures.
+        texts: Q texts.
+        candidates: int64 ``[Q, K]``, pictures of each text.
+    """
+    owner, order = candidates.flatten().sort(stable=True)
+    own_texts = order // candidates.shape[1]
+    counts = torch.bincount(owner, minlength=len(pictures))
+    width = -(-len(owner) // int((counts > 0).sum()))  # the mean number of pairs of a picture
+    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    rows_before = (rows := -(-counts // width)).cumsum(0) - rows
+    row, column = rows_before[owner] + place // width, place % width
+    shown = torch.arange(len(pictures)).repeat_interleave(rows)
+    table = torch.zeros(len(shown), width, dtype=torch.long)
+    table[row, column] = own_texts  # what is left over has the first text, and is not read
+    found = encoder.predict(objective, pictures.chosen(shown.tolist()), texts, table)
+    result = torch.empty(len(owner), dtype=found.dtype)
+    result[order] = found[row, column]
+    return result.view(candidates.shape)
