@@ -10,6 +10,7 @@ from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
+from omnivl.tasks.gqa import GQATask
 from omnivl.tasks.grounding import GroundingTask, SegmentationTask
 from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
@@ -27,7 +28,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
-    | (VQATask | ClassificationTask | OptionsTask | GroundingTask | SegmentationTask | SentimentTask),
+    | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | SegmentationTask | SentimentTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -37,6 +38,7 @@ __all__ = [
     "CaptionTask",
     "ClassificationTask",
     "Embeddings",
+    "GQATask",
     "Gallery",
     "GalleryRow",
     "GroundingTask",

@@ -12,9 +12,10 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.vqa import VQA
+from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, mean_score
+from omnivl.tasks.results import mean_score
 from omnivl.tasks.sample_fields import text_of
 from omnivl.tasks.scorers.nlvr2 import consistent
 
@@ -89,8 +90,10 @@ class ClassificationTask(PredictingTask):
             names = [text_of(sample, self.identifier) for sample in pictures.samples]
             whole = np.array(list(consistent(names, right.tolist()).values()))
             scores.append(mean_score(self.name, "consistency", whole))
-        each = [{"right": one} for one in right.tolist()]
-        return Judged(tuple(scores), each, self._gallery(pictures, answers, truth))
+        texts = self.asked(pictures)
+        asked = [own if text is None else f"{text} ({own})" for text, own in zip(texts, truth, strict=True)]
+        gallery = answer_gallery(self.name, pictures, asked, answers, right.tolist(), self.gallery)
+        return Judged(tuple(scores), [{"right": one} for one in right.tolist()], gallery)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has an answer."""
@@ -101,16 +104,6 @@ class ClassificationTask(PredictingTask):
         if self.answer == "label":
             return [str(sample.label) for sample in pictures.samples]
         return [text_of(sample, self.answer) for sample in pictures.samples]
-
-    def _gallery(self, pictures: PictureSet, answers: Sequence[str], truth: Sequence[str]) -> tuple[Gallery, ...]:
-        """Some samples, evenly spread, with the answer given."""
-        count, texts = len(pictures), self.asked(pictures)
-        places = [number * count // self.gallery for number in range(min(self.gallery, count))]
-        rows = []
-        for i in places:
-            asked = truth[i] if texts[i] is None else f"{texts[i]} ({truth[i]})"
-            rows.append(GalleryRow(asked, pictures.thumbnail(i), (answers[i],), ("",), (answers[i] == truth[i],)))
-        return (Gallery(f"{self.name}: answers", tuple(rows)),) if rows else ()
 
 
 def commonest(answers: Sequence[str]) -> float:

@@ -14,9 +14,10 @@ from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
+from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, Score, mean_score
+from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
 from omnivl.tasks.spelling import comparable
 
@@ -95,7 +96,8 @@ class VQATask(PredictingTask):
         answers = [_as_people_spell(one["answer"], given) for one, given in zip(predicted, truth, strict=True)]
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, truth, strict=True)]
         each = [{"score": score, "right": score > 0} for score in found]
-        gallery = self._gallery(pictures, self.asked(pictures), answers, found)
+        right = [value > 0 for value in found]
+        gallery = answer_gallery(self.name, pictures, self.asked(pictures), answers, right, self.gallery)
         return Judged(tuple(self._scores(found, truth, types)), each, gallery)
 
     def asked(self, pictures: PictureSet) -> list[str]:
@@ -154,17 +156,6 @@ class VQATask(PredictingTask):
             own = [value for value, one in zip(found, types, strict=True) if one == kind]
             scores.append(mean_score(self.name, f"accuracy, {kind}", own, chance=blind[kind]))
         return scores
-
-    def _gallery(
-        self, pictures: PictureSet, questions: Sequence[str], answers: Sequence[str], found: Sequence[float]
-    ) -> tuple[Gallery, ...]:
-        """Some questions with their answers, spread evenly; an answer with a score above 0 counts as right."""
-        count = len(questions)
-        places = [number * count // self.gallery for number in range(min(self.gallery, count))]
-        rows = tuple(
-            GalleryRow(questions[i], pictures.thumbnail(i), (answers[i],), ("",), (found[i] > 0,)) for i in places
-        )
-        return (Gallery(f"{self.name}: answers", rows),) if rows else ()
 
     def _question(self, pictures: PictureSet, place: int) -> str:
         """The question of a sample.

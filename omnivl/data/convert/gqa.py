@@ -11,6 +11,8 @@ from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.errors import DataError
 
+_GROUPS = (("group", "local"), ("global_group", "global"))
+
 
 @dataclass(frozen=True)
 class GqaReader(FormReader):
@@ -52,8 +54,7 @@ class GqaReader(FormReader):
         if record.has("answer") or types.fields:  # the test's questions have neither
             meta["answers"] = [record.text("answer")]
         meta |= {name: types.text(name) for name in ("structural", "semantic", "detailed") if types.has(name)}
-        for name, of in (("group", "global"), ("local_group", "local")):  # some questions have no global one: null
-            meta |= {name: groups.text(of)} if groups.has(of) else {}
+        meta |= {name: groups.text(of) for name, of in _GROUPS if groups.has(of)}
         meta |= {name: record.texts(name) for name in ("entailed", "equivalent") if record.has(name)}
         if record.has("isBalanced"):
             meta["balanced"] = record.flag("isBalanced")

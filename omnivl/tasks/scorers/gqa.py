@@ -92,13 +92,15 @@ def accuracies(questions: Questions, predicted: Predicted) -> dict[str, float]:
     if not right:
         raise DataError("no question of GQA is balanced; scores are over the balanced ones")
     values = [float(one) for one in right.values()]
-    own = [questions[number] for number in right]
-    return {
-        "accuracy": sum(values) / len(values),
-        **by_group(["open" if one.structural == "query" else "binary" for one in own], values),
-        **by_group([f"structural: {one.structural}" for one in own], values),
-        **by_group([f"semantic: {one.semantic}" for one in own], values),
-    }
+    groups = zip(*(groups_of(questions[number]) for number in right), strict=True)
+    found = {"accuracy": sum(values) / len(values)}
+    return found | {name: value for names in groups for name, value in by_group(names, values).items()}
+
+
+def groups_of(question: GQAQuestion) -> tuple[str, str, str]:
+    """The groups to which a question belongs: ``open`` or ``binary``, ``structural: query``, ``semantic: attr``."""
+    form = "open" if question.structural == "query" else "binary"
+    return form, f"structural: {question.structural}", f"semantic: {question.semantic}"
 
 
 def consistencies(questions: Questions, predicted: Predicted) -> dict[str, float]:

@@ -122,7 +122,7 @@ def test_gqa(tmp_path):
         "structural": "verify",
         "semantic": "attr",
         "detailed": "verifyAttr",
-        "local_group": "10-dog_red",
+        "group": "10-dog_red",
         "entailed": ["02", "03"],
         "equivalent": ["01"],
         "balanced": True,
@@ -135,6 +135,11 @@ def test_gqa(tmp_path):
     (tmp_path / "gqa/val_balanced_questions.json").rename(folder / "train_all_questions_0.json")
     several = read(tmp_path, "gqa", questions=folder, images=tmp_path / "gqa/images")
     assert [fields["split"] for fields in several.values()] == ["train", "train"]
+    assert "global_group" not in several["01"], "null in the file"
+    path = folder / "train_all_questions_0.json"
+    path.write_text(path.read_text().replace('"global": null', '"global": "color"'))
+    grouped = read(tmp_path, "gqa", questions=folder, images=tmp_path / "gqa/images")
+    assert (grouped["01"]["group"], grouped["01"]["global_group"]) == ("10-dog_red", "color")
 
 
 def test_questions_of_visual_genome(tmp_path):
@@ -181,7 +186,6 @@ def test_vcr(tmp_path):
         "question": "Does Riley like Casey and car ?",
         "options": ["Yes .", "No .", "No , Casey does .", "Casey is away ."],
         "option": 2,
-        "answer": "No , Casey does .",
         "rationales": ["It snows .", "A", "B", "car is red"],
         "rationale": 0,
         "objects": ["person", "car", "person"],
@@ -190,7 +194,7 @@ def test_vcr(tmp_path):
         "members": ["jpg"],
     }
     assert (found["val-0"]["split"], found["val-0"]["identity"]) == ("val", "vcr lsmdc_3015/a@0.jpg")
-    assert found["test-1"]["split"] == "test" and not {"option", "answer", "rationale"} & set(found["test-1"])
+    assert found["test-1"]["split"] == "test" and not {"option", "rationale"} & set(found["test-1"])
 
 
 def test_boxes_of_vcr_in_a_form_that_nobody_knows_stop_everything(tmp_path):
