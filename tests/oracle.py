@@ -38,7 +38,7 @@ class Oracle(Encoder):
                 said.append(torch.as_tensor(self.says(sample, texts[place] if texts else "")))  # type: ignore[attr-defined]
             else:
                 said.append(
-                    torch.tensor([self.says(sample, texts[one]) for one in candidates[place]])  # type: ignore[attr-defined]
+                    torch.stack([torch.as_tensor(self.says(sample, texts[one])) for one in candidates[place]])  # type: ignore[attr-defined]
                 )
         return torch.stack(said)
 

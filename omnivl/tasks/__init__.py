@@ -16,6 +16,7 @@ from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
 from omnivl.tasks.neighbors import NeighborsTask
 from omnivl.tasks.options import OptionsTask
+from omnivl.tasks.phrases import PhrasesTask
 from omnivl.tasks.pixel_baseline import BaselineReference
 from omnivl.tasks.predicting import PredictingTask
 from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
@@ -28,7 +29,8 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
-    | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | SegmentationTask | SentimentTask),
+    | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
+    | (SegmentationTask | SentimentTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -49,6 +51,7 @@ __all__ = [
     "NeighborsTask",
     "OptionsTask",
     "PredictingTask",
+    "PhrasesTask",
     "Provided",
     "ResultFile",
     "RetrievalTask",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.pairs import predict_pairs
 from omnivl.tasks.scorers.recall import Floats, Relevance, Rows
 
 
@@ -67,8 +68,6 @@ def matching_of_texts(
 ) -> Tensor:
     """Log odds that texts match their candidate pictures, fp32 ``[Q, K]``.
 
-    Pairs are computed by picture, so that a picture that is a candidate of many texts is not encoded for each of them.
-
     Args:
         encoder: A stage with the matching head.
         objective: Key of the head's objective.
@@ -76,17 +75,5 @@ def matching_of_texts(
         texts: Q texts.
         candidates: int64 ``[Q, K]``, pictures of each text.
     """
-    owner, order = candidates.flatten().sort(stable=True)
-    own_texts = order // candidates.shape[1]
-    counts = torch.bincount(owner, minlength=len(pictures))
-    width = -(-len(owner) // int((counts > 0).sum()))  # the mean number of pairs of a picture
-    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    rows_before = (rows := -(-counts // width)).cumsum(0) - rows
-    row, column = rows_before[owner] + place // width, place % width
-    shown = torch.arange(len(pictures)).repeat_interleave(rows)
-    table = torch.zeros(len(shown), width, dtype=torch.long)
-    table[row, column] = own_texts  # what is left over has the first text, and is not read
-    found = encoder.predict(objective, pictures.chosen(shown.tolist()), texts, table)
-    result = torch.empty(len(owner), dtype=found.dtype)
-    result[order] = found[row, column]
-    return result.view(candidates.shape)
+    said = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
+    return predict_pairs(encoder, objective, pictures, texts, candidates.flatten(), said).view(candidates.shape)

@@ -56,9 +56,33 @@ def box_of(sample: Sample, name: str) -> list[float]:
         DataError: It is not there, or no box.
     """
     found = _of_type(sample, name, list, "a box")
-    if len(found) != 4 or not all(isinstance(one, int | float) for one in found):
+    if not _is_box(found):
         raise _lacking(sample, name, found, "a box [left, top, right, bottom]")
     return [float(one) for one in found]
+
+
+def phrases_of(sample: Sample, name: str, boxes: str) -> list[tuple[str, list[list[float]]]]:
+    """Phrases, maybe none, each with its boxes, maybe none.
+
+    Args:
+        sample: The sample.
+        name: Field with the list of phrases.
+        boxes: Field with a list of boxes for each phrase.
+
+    Raises:
+        DataError: They are not there, or no such lists.
+    """
+    phrases = _of_type(sample, name, list, "a list of texts")
+    if not all(isinstance(one, str) for one in phrases):
+        raise _lacking(sample, name, phrases, "a list of texts")
+    found = _of_type(sample, boxes, list, "a list of boxes for each phrase")
+    if len(found) != len(phrases) or not all(isinstance(own, list) and all(map(_is_box, own)) for own in found):
+        raise _lacking(sample, boxes, found, f"a list of boxes for each of {len(phrases)} phrases")
+    return list(zip(phrases, found, strict=True))
+
+
+def _is_box(found: object) -> bool:
+    return isinstance(found, list) and len(found) == 4 and all(isinstance(one, int | float) for one in found)
 
 
 def _of_type(sample: Sample, name: str, kind: type | tuple[type, ...], allowed: str) -> Any:

@@ -1,6 +1,6 @@
 """Tasks of trained heads on generated scenes: what oracles and constants get, and what is refused."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,12 +20,15 @@ from omnivl.tasks import (
     GroundingTask,
     NeighborsTask,
     OptionsTask,
+    PhrasesTask,
     Provided,
     SegmentationTask,
     SentimentTask,
     Task,
 )
+from omnivl.tasks.pairs import predict_pairs
 from omnivl.tasks.run import run_tasks
+from omnivl.tasks.scorers.boxes import iou, merged
 
 
 def scores_of(task: Task, encoder: Encoder) -> dict[str, float]:
@@ -165,6 +168,80 @@ def test_a_box_in_the_middle_of_a_wide_picture() -> None:
     assert kept.all()
     back, _ = view.boxes(whole)
     np.testing.assert_allclose(back, [[0.0, 0.1, 0.5, 1.0]], atol=1e-12)
+
+
+PHRASES = PhrasesTask(where={**FOOD, "task": ("phrases",)}, max_samples=30, gallery=4)
+
+
+def _boxes_of(sample: Sample, text: str) -> np.ndarray:
+    return np.array(sample.meta["phrase_boxes"][sample.meta["phrases"].index(text)])
+
+
+def test_phrases() -> None:
+    """Of phrases with several boxes, their first box hits by one protocol, the box around them by the other."""
+    first = encoder_of(Locate(), says=lambda sample, text: torch.tensor(_boxes_of(sample, text)[0]))
+    samples = PHRASES.picture_set(first).samples
+    boxes = [own for sample in samples for own in sample.meta["phrase_boxes"]]  # type: ignore[attr-defined]
+    alone = [len(own) == 1 for own in boxes]
+    assert 0 < sum(alone) < len(alone)
+    around = [merged(own) for own in boxes]
+    close = [iou(np.array(own[:1]), box)[0] >= 0.5 for own, box in zip(boxes, around, strict=True)]
+    assert scores_of(PHRASES, first) == {"any-box R@1": 1.0, "merged-box R@1": pytest.approx(np.mean(close))}
+    whole = encoder_of(Locate(), says=lambda sample, text: torch.tensor(merged(_boxes_of(sample, text))[0]))
+    scores = scores_of(PHRASES, whole)
+    assert scores["merged-box R@1"] == 1.0
+    assert np.mean(alone) <= scores["any-box R@1"] < 1.0
+    (result,) = run_tasks([PHRASES], whole)
+    assert {score.count for score in result.scores} == {len(boxes)}
+    (gallery,) = result.galleries
+    assert gallery.rows[0].query_text == samples[0].meta["phrases"][0]  # type: ignore[index]
+    assert all(row.query_image != row.answer_images[0] for row in gallery.rows), "green and red"
+
+
+def test_phrases_by_a_head_are_texts_of_their_own() -> None:
+    encoder = encoder_of(Locate())
+    few = replace(PHRASES, max_samples=3, gallery=0)
+    pictures = few.picture_set(encoder)
+    phrases = [(place, text) for place, one in enumerate(pictures.samples) for text in one.meta["phrases"]]  # type: ignore[attr-defined]
+    texts = [text for _, text in phrases]
+    shown = torch.tensor([place for place, _ in phrases])
+    packed = predict_pairs(encoder, "locate", pictures, texts, shown, torch.arange(len(texts)))
+    one_by_one = encoder.predict("locate", pictures.chosen(shown.tolist()), texts)
+    torch.testing.assert_close(packed, one_by_one)
+    assert scores_of(few, encoder).keys() == {"any-box R@1", "merged-box R@1"}
+
+
+def test_phrases_without_boxes_are_not_scored_and_bad_ones_refused() -> None:
+    @dataclass(frozen=True)
+    class Given(PhrasesTask):
+        fields: tuple[dict[str, object], ...] = ()
+
+        def picture_set(self, encoder: Encoder) -> PictureSet:
+            found = super().picture_set(encoder)
+            found.samples = [replace(one, meta=own) for one, own in zip(found.samples, self.fields, strict=True)]
+            return found
+
+    box = [0.0, 0.0, 0.5, 0.5]
+    encoder = encoder_of(Locate(), says=lambda sample, text: torch.tensor(box))
+    given = Given(
+        where=PHRASES.where,
+        max_samples=2,
+        fields=(
+            {"phrases": ["a", "it"], "phrase_boxes": [[box], []]},
+            {"phrases": [], "phrase_boxes": []},
+        ),
+    )
+    (result,) = run_tasks([given], encoder)
+    assert [(score.value, score.count) for score in result.scores] == [(1.0, 1), (1.0, 1)]
+    bad: list[tuple[dict[str, object], str]] = [
+        ({}, "'phrases' is nothing; allowed: a list of texts"),
+        ({"phrases": ["a"], "phrase_boxes": [[box], []]}, "allowed: a list of boxes for each of 1 phrases"),
+        ({"phrases": ["a"], "phrase_boxes": [box]}, "allowed: a list of boxes for each of 1 phrases"),
+        ({"phrases": ["a"], "phrase_boxes": [[]]}, "no phrase of 1 samples has a box"),
+    ]
+    for fields, message in bad:
+        with pytest.raises(DataError, match=message):
+            run_tasks([replace(given, max_samples=1, fields=(fields,))], encoder)
 
 
 def test_segmentation() -> None:
