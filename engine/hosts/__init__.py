@@ -3,7 +3,7 @@
 ``create_host`` is the one place that knows them all. DeepSpeed is imported only where it is asked for.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypedDict
@@ -21,7 +21,7 @@ from engine.hosts.zero.experts import expert_banks
 from engine.plan.parallel import CommunicationDtype, ParallelConfig
 from engine.processes.process_group import local_processes
 from engine.processes.ranks import world_size
-from engine.step.optimizer import OptimizerConfig
+from engine.step.optimizer import OptimizerConfig, Origins
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
@@ -85,7 +85,7 @@ def create_host(
     gradient_accumulation_steps: int = 1,
     device: torch.device | None = None,
     group: dist.ProcessGroup | None = None,
-    pretrained: Collection[str] = (),
+    origins: Origins | None = None,
     division: Division | None = None,
     contrasts_step: bool = False,
 ) -> Host:
@@ -102,7 +102,7 @@ def create_host(
         gradient_accumulation_steps: Micro-batches per optimizer step.
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
-        pretrained: Names of parameters that came from a checkpoint of other origin.
+        origins: Where starting values of parameters come from; None: all are random.
         division: Passes and layers of each pipeline stage (``engine.hosts.pipeline.cut``).
         contrasts_step: Whether objectives that compare embeddings compare those of all micro-batches of a step.
 
@@ -115,7 +115,7 @@ def create_host(
         "total_steps": total_steps,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "device": device,
-        "pretrained": pretrained,
+        "origins": origins,
         "communication_dtype": parallel.communication_dtype,
         "contrasts_step": contrasts_step,
     }
@@ -148,7 +148,7 @@ class _Common(TypedDict):
     total_steps: int
     gradient_accumulation_steps: int
     device: torch.device | None
-    pretrained: Collection[str]
+    origins: Origins | None
     communication_dtype: CommunicationDtype
     contrasts_step: bool
 

@@ -1,6 +1,6 @@
 """The plain host: the chain in bare PyTorch, gradients averaged over replicas by one all-reduce."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from engine.hosts.stores import WholeStore
 from engine.plan.parallel import CommunicationDtype
 from engine.plan.precision import dtype_of
 from engine.processes.collectives import broadcast_from_first, make_gather
-from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, Origins, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars, Votes, no_votes, scalars
 from moe.working import copy_together
 from omnivl.chain.chain import Chain
@@ -35,7 +35,7 @@ class PlainHost(HoldingHost):
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
         group: dist.ProcessGroup | None = None,
-        pretrained: Collection[str] = (),
+        origins: Origins | None = None,
         communication_dtype: CommunicationDtype = "fp32",
         contrasts_step: bool = False,
     ) -> None:
@@ -49,7 +49,7 @@ class PlainHost(HoldingHost):
             gradient_accumulation_steps: Micro-batches per optimizer step.
             device: Where the chain runs; the CPU where it is not given.
             group: Replicas; None is the default process group, or this process alone where there is none.
-            pretrained: Names of parameters that came from a checkpoint of other origin.
+            origins: Where starting values of parameters come from; None: all are random.
             communication_dtype: Type in which gradients are sent between replicas.
             contrasts_step: Whether all micro-batches of a step are contrasted (``engine.hosts.contrast``).
         """
@@ -61,7 +61,7 @@ class PlainHost(HoldingHost):
         self._plan_layout = plan_layout
         self._total_steps = total_steps
         self._accumulation = gradient_accumulation_steps
-        self._groups = parameter_groups(chain, optimizer, pretrained)
+        self._groups = parameter_groups(chain, optimizer, origins)
         self._optimizer = ChainOptimizer([group.options for group in self._groups], optimizer)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         self._averager: _GradientAverager | None = None

@@ -54,6 +54,11 @@ class HandOver:
     aside: tuple[str, ...]
     dropped: tuple[str, ...]
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of what got its value from the weight of the same name or place; not of copies from another stack."""
+        return (*self.carried, *self.inflated, *self.resized, *self.upcycled)
+
     def as_json(self) -> dict[str, object]:
         """Plain containers, for ``handover.json``."""
         return asdict(self)

@@ -16,6 +16,7 @@ from engine.plan.precision import compute_dtype
 from engine.processes import ranks
 from engine.processes.seeds import seed_everything
 from engine.run.handover import Inheritance, hand_over
+from engine.step.optimizer import Origins
 from engine.telemetry.progress import Progress
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
@@ -32,7 +33,7 @@ def start_chain(
     gather: Gather,
     device: torch.device,
     progress: Progress,
-) -> tuple[Chain, frozenset[str]]:
+) -> tuple[Chain, Origins]:
     """Builds the chain of a stage with its starting values. Called by every process.
 
     Under ZeRO-3 a process holds one whole layer at a time and its share of the others. With weights of other origin it
@@ -48,7 +49,7 @@ def start_chain(
         progress: Displays the report on the weights that the stage starts from.
 
     Returns:
-        The chain, and the names of parameters that came from a checkpoint of other origin.
+        The chain, and where its parameters come from.
 
     Raises:
         UserError: The weights are missing or do not fit.
@@ -75,11 +76,13 @@ def start_chain(
     if shard is not None and foreign:
         for layer in chain.layers:
             shard(layer)
+    inherited: frozenset[str] = frozenset()
     if heritage is not None:
         report = heritage.report()
+        inherited = frozenset(report.given)
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
         ranks.on_first(lambda: _write(run.stage(index, stage.name), report.as_json()))
-    return chain, frozenset(matched)
+    return chain, Origins(foreign=frozenset(matched), earlier=inherited - matched)
 
 
 def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
@@ -106,7 +109,7 @@ def _load_foreign(
     given = {name: tensor for name, tensor in exported.items() if name not in behind}
     report = hand_over(chain, given, path, starts_from=stage.model.starts_from, upcycle_noise=_noise(stage), seed=seed)
     progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
-    return (*report.carried, *report.inflated, *report.resized, *report.upcycled)
+    return report.given
 
 
 def _noise(stage: StagePlan) -> Mapping[str, float]:

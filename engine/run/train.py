@@ -123,7 +123,7 @@ def _go_on(start: _Start, index: int) -> int:
         micro, accumulation = stage.batch.micro_batch_size_per_gpu, stage.batch.gradient_accumulation_steps
         progress.message(f"stage {stage.name}: batch {batch_in_words(micro, accumulation, gather.replicas)}")
     dtype = compute_dtype(stage.parallel, device)
-    chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
+    chain, origins = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
     if idle := freeze_idle(chain, stage.layouts()):
         parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in idle.items())
@@ -138,7 +138,7 @@ def _go_on(start: _Start, index: int) -> int:
         micro_batch_size=stage.batch.micro_batch_size_per_gpu,
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
-        pretrained=pretrained,
+        origins=origins,
         division=divide_stage(chain, stage),
         contrasts_step=stage.contrasts_step,
     )

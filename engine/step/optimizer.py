@@ -1,8 +1,8 @@
 """The optimizer of a chain: its configuration, the groups of its parameters, and their steps.
 
 Each trainable parameter is in exactly one group. The parameters of a group share a weight decay and a learning-rate
-scale; the scale is the product of the layer-wise decay and the scales of pretrained and of named parts. Experts that
-are split over processes have separate groups, and so have matrices that Muon moves.
+scale; the scale is the product of the layer-wise decay and the scales of pretrained parts, of new heads and of named
+parts. Experts that are split over processes have separate groups, and so have matrices that Muon moves.
 """
 
 from collections import Counter, defaultdict
@@ -47,6 +47,8 @@ class OptimizerConfig:
         layer_decay: Learning-rate factor from each block of a stack to the one below it; 1 for none. The embedding
             layer lies below the lowest block of the deepest stack. Layers outside stacks have a factor of 1.
         pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
+        new_head_lr_scale: Learning-rate factor of heads of objectives whose values come from neither an earlier stage
+            nor a checkpoint. METER (arXiv 2111.02387) has 5 to 50 in its settings of fine-tuning.
         lr_scales: Learning-rate factors of parts, by patterns over the beginnings of parameter names as in ``freeze``,
             e.g. ``{visual_*: 0.1, contrast: 2}``. Of several patterns that name a parameter the first counts.
         muon: Muon's own options, with ``kind: muon``.
@@ -63,6 +65,7 @@ class OptimizerConfig:
     gradient_clipping: Annotated[float, Range(0)] = 1.0
     layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0
     pretrained_lr_scale: Annotated[float, Range(above=0)] = 1.0
+    new_head_lr_scale: Annotated[float, Range(above=0)] = 1.0
     lr_scales: Mapping[str, Annotated[float, Range(above=0)]] = field(default_factory=dict)
     muon: MuonConfig = field(default_factory=MuonConfig)
 
@@ -78,12 +81,24 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class Origins:
+    """Where the starting values of a chain's parameters come from. All others are random.
+
+    Attributes:
+        foreign: Names of those from a checkpoint of other origin.
+        earlier: Names of those from an earlier stage.
+    """
+
+    foreign: Collection[str] = ()
+    earlier: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a weight decay and a learning-rate scale.
 
     Attributes:
-        name: ``matrices`` of Muon, ``decay`` or ``no_decay``, with ``_xSCALE`` behind it where layer-wise decay and
-            pretrained parts give a scale that is not 1.
+        name: ``matrices`` of Muon, ``decay`` or ``no_decay``, with ``_xSCALE`` behind it where the scale is not 1.
         weight_decay: Decoupled weight decay.
         lr_scale: Factor on the scheduled learning rate of AdamW.
         names: Parameter names within the chain, in the order of ``parameters``.
@@ -108,14 +123,14 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    chain: Chain, config: OptimizerConfig, pretrained: Collection[str] = (), apart: Collection[str] = ()
+    chain: Chain, config: OptimizerConfig, origins: Origins | None = None, apart: Collection[str] = ()
 ) -> list[ParameterGroup]:
     """Sorts the trainable parameters of a chain into optimizer groups.
 
     Args:
-        chain: Its layers say what depth they have, and which of their parameters are not decayed.
+        chain: Its layers say what depth they have, and which of their parameters are not decayed or belong to heads.
         config: Weight decay and learning-rate scales.
-        pretrained: Names of parameters that came from a checkpoint of other origin.
+        origins: Where starting values come from; None: all are random.
         apart: Names of parameters that need groups of their own.
 
     Returns:
@@ -127,6 +142,8 @@ def parameter_groups(
     depth_scales = layer_scales(chain, config.layer_decay)
     part_scales = scales_of_parts(config.lr_scales, [name for name, _ in chain.named_parameters()])
     undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
+    of_heads = {id(parameter) for layer in chain.layers for parameter in layer.head_parameters()}
+    origins = Origins() if origins is None else origins
     matrices = muon_parameters(chain, config)
     members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
@@ -135,8 +152,10 @@ def parameter_groups(
         decayed = len(whole_shape(parameter)) > 1 and id(parameter) not in undecayed
         sort = "matrices" if id(parameter) in matrices else "decay" if decayed else "no_decay"
         scale = depth_scales[name.split(".", 1)[0]] * part_scales.get(name, 1.0)
-        if name in pretrained:
+        if name in origins.foreign:
             scale *= config.pretrained_lr_scale
+        elif id(parameter) in of_heads and name not in origins.earlier:
+            scale *= config.new_head_lr_scale
         members[sort, scale, name in apart].append((name, parameter))
     groups = [
         ParameterGroup(

@@ -134,6 +134,10 @@ class ChainLayer(nn.Module, ABC):
             if module is not self and isinstance(module, HasUndecayed):
                 yield from module.undecayed()
 
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that belong to heads of objectives; by default none."""
+        yield from ()
+
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights were updated: updates momentum twins and the queue."""
 

@@ -106,6 +106,10 @@ class Losses(ChainLayer):
         if self.vocabulary is not None and not any(VOCABULARY in layout.reads for layout in layouts):
             yield from self.vocabulary.parameters()
 
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """All of them: the heads that the objectives made, and the vocabulary head that they share."""
+        yield from self.parameters()
+
     def forward(self, state: State) -> State:
         """See the class."""
         if state.layout.mode == "train":

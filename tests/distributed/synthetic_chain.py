@@ -156,6 +156,9 @@ class Losses(ChainLayer):
         super().__init__()
         self.head = nn.Linear(WIDTH, WORDS)
 
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.head.parameters()
+
     def forward(self, state: State) -> State:
         loss = state["loss/univlc"]
         if not state.layout.generation:

@@ -61,7 +61,7 @@ CUT_EXPERTS = {
 CONFIG = OptimizerConfig(
     # eps is large enough that a gradient of pure rounding noise is not blown up to a full step.
     **{"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1, "gradient_clipping": 0.5},
-    **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7},
+    **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7, "new_head_lr_scale": 2.0},
 )
 MUON = replace(CONFIG, kind="muon", muon=MuonConfig(lr=3e-3, weight_decay=0.1))
 TOLERANCES: dict[str, dict[str, float]] = {

@@ -9,7 +9,7 @@ copy, and one of them trains it (``engine.hosts.pipeline.division``).
 import contextlib
 import io
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,7 +35,7 @@ from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
-from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
+from engine.step.optimizer import OptimizerConfig, Origins, ParameterGroup, parameter_groups, set_learning_rates
 from engine.step.report import StepAverages, StepResult, Votes, no_votes
 from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.gather import Gather
@@ -58,7 +58,7 @@ class PipelineHost(HoldingHost):
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
-        pretrained: Collection[str] = (),
+        origins: Origins | None = None,
         expert_parallel_size: int = 1,
         communication_dtype: CommunicationDtype = "fp32",
         contrasts_step: bool = False,
@@ -76,7 +76,7 @@ class PipelineHost(HoldingHost):
             micro_batch_size: Samples of a micro-batch on one replica.
             gradient_accumulation_steps: Micro-batches per optimizer step, which fill the pipeline.
             device: Where the chain runs; the CPU where it is not given.
-            pretrained: Names of parameters that came from a checkpoint of other origin.
+            origins: Where starting values of parameters come from; None: all are random.
             expert_parallel_size: Replicas of a stage over which every bank of sparse experts is cut; 1 for none.
             communication_dtype: Type in which gradients are sent between the replicas of a stage.
             contrasts_step: Whether all micro-batches of a step are contrasted (``engine.hosts.contrast``).
@@ -98,7 +98,7 @@ class PipelineHost(HoldingHost):
             broadcast_from_first(tensor)
         self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
         self._experts.cut(chain)
-        self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters(chain))
+        self._all_groups = parameter_groups(chain, optimizer, origins, apart=self._experts.parameters(chain))
         self._layers = [_layer(chain, name) for name in self._held]
         self._crossing = Crossing(self.place, self.device)
         self._stage = PipelineStage(

@@ -1,6 +1,6 @@
 """The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -35,7 +35,7 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.hosts.zero.traces import Traces
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
-from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from engine.step.optimizer import OptimizerConfig, Origins, parameter_groups, set_learning_rates
 from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_votes
 from moe.working import gather_on_use
 from omnivl.chain.chain import Chain
@@ -58,7 +58,7 @@ class ZeroHost(HoldingHost):
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
-        pretrained: Collection[str] = (),
+        origins: Origins | None = None,
         offload: Offloading = Offloading(),  # noqa: B008 - frozen
         expert_parallel_size: int = 1,
         communication_dtype: CommunicationDtype = "fp32",
@@ -76,7 +76,7 @@ class ZeroHost(HoldingHost):
             micro_batch_size: Samples of a micro-batch on one replica.
             gradient_accumulation_steps: Micro-batches per optimizer step.
             device: Where the chain runs; the CPU where it is not given.
-            pretrained: Names of parameters that came from a checkpoint of other origin.
+            origins: Where starting values of parameters come from; None: all are random.
             offload: What is offloaded: nothing with ZeRO 0, parameters with ZeRO-3 only.
             expert_parallel_size: Processes over which every bank of sparse experts is split; 1 for none.
             communication_dtype: Type in which gradients are sent between replicas.
@@ -103,7 +103,7 @@ class ZeroHost(HoldingHost):
         self._experts = ExpertParallel(expert_parallel_size)
         self._experts.cut(chain)
         apart = self._experts.parameters(chain)
-        self._groups = parameter_groups(chain, optimizer, pretrained, apart=apart)
+        self._groups = parameter_groups(chain, optimizer, origins, apart=apart)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         for buffer in chain.buffers():
             broadcast_from_first(buffer)  # DeepSpeed does this for parameters only

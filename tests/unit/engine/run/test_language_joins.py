@@ -40,9 +40,10 @@ def test_its_weights_are_the_folder_s_and_all_others_the_stage_s(tmp_path: Path)
     source = run.stage(2, "words").weights
     source.parent.mkdir(parents=True)
     save_file(earlier, source)
-    chain, foreign = start_chain(plan, 3, run, tokenizer, LocalGather(), torch.device("cpu"), SilentProgress())
+    chain, origins = start_chain(plan, 3, run, tokenizer, LocalGather(), torch.device("cpu"), SilentProgress())
     given = language_from_opt(peer.state_dict())
-    assert foreign == given.keys()
+    assert origins.foreign == given.keys()
+    assert set(origins.earlier) == chain.state_dict().keys() & earlier.keys() - given.keys()
     for name, tensor in chain.state_dict().items():
         assert torch.equal(tensor, given[name] if name in given else earlier[name]), name
     freeze(chain, captions.freeze, "stages.3.freeze")

@@ -7,7 +7,14 @@ import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
-from engine.step.optimizer import ChainOptimizer, OptimizerConfig, layer_scales, parameter_groups, set_learning_rates
+from engine.step.optimizer import (
+    ChainOptimizer,
+    OptimizerConfig,
+    Origins,
+    layer_scales,
+    parameter_groups,
+    set_learning_rates,
+)
 from moe.config import AttributeConfig
 from moe.experts.bank import ExpertBank
 from omnivl.architectures import OmniVL, Unified, VisionConfig
@@ -96,7 +103,7 @@ def test_relative_positions_and_banks_of_projections_do_not_decay() -> None:
 def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
     chain = synthetic.build_synthetic_chain()
     chain.get_submodule("text_00").requires_grad_(False)
-    groups = parameter_groups(chain, OptimizerConfig(layer_decay=0.9), pretrained={"embed.patch.weight"})
+    groups = parameter_groups(chain, OptimizerConfig(layer_decay=0.9), origins=Origins(foreign={"embed.patch.weight"}))
     names = [name for group in groups for name in group.names]
     assert sorted(names) == sorted(name for name, p in chain.named_parameters() if p.requires_grad)
     assert not any("momentum_block" in name or name.startswith("text_00") for name in names)
@@ -122,11 +129,30 @@ def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
 def test_pretrained_parts_have_their_own_rate() -> None:
     chain = synthetic.build_synthetic_chain()
     config = OptimizerConfig(lr=1.0, layer_decay=0.5, pretrained_lr_scale=0.1)
-    groups = parameter_groups(chain, config, pretrained={"visual_01.block.inner.weight"})
+    groups = parameter_groups(chain, config, origins=Origins(foreign={"visual_01.block.inner.weight"}))
     scale = {name: group.lr_scale for group in groups for name in group.names}
     assert scale["visual_01.block.inner.weight"] == pytest.approx(0.05)  # 0.5 * 0.1
     assert scale["visual_01.block.outer.weight"] == pytest.approx(0.5)
     assert scale["losses.head.weight"] == 1.0
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["towers", "unified"])
+def test_new_heads_have_their_own_rate(unified: bool) -> None:
+    """Heads that an earlier stage or a checkpoint gave have the rate of what else they gave."""
+    chain = real.build_real_chain(LocalGather(), unified=unified)
+    heads = {name for name, parameter in chain.named_parameters() if name.startswith("losses.")}
+    heads = {name for name in heads if chain.get_parameter(name).requires_grad}
+    earlier, foreign = {"losses.vocabulary.decoder.weight", "embed.block.text.words"}, {"losses.vocabulary.norm.weight"}
+    assert heads > {*foreign, "losses.vocabulary.decoder.weight"}
+    config = OptimizerConfig(lr=1.0, pretrained_lr_scale=0.1, new_head_lr_scale=5.0, lr_scales={"losses.vocabulary": 2})
+    origins = Origins(foreign=foreign, earlier=earlier)
+    scale = {name: group.lr_scale for group in parameter_groups(chain, config, origins) for name in group.names}
+    for name, found in scale.items():
+        of_pattern = 2.0 if name.startswith("losses.vocabulary") else 1.0
+        of_origin = 0.1 if name in foreign else 5.0 if name in heads - earlier else 1.0
+        assert found == pytest.approx(of_pattern * of_origin), name
+    alone = parameter_groups(chain, config)  # nothing was given: every head is new
+    assert {name for group in alone for name in group.names if group.lr_scale >= 5} == heads
 
 
 def test_parts_have_their_own_rates() -> None:
