@@ -85,6 +85,7 @@ class TrainerState:
         skipped_in_a_row: How many of them were the last ones.
         best: Best score so far; None before the first evaluation.
         best_step: Step of the checkpoint that reached it.
+        best_of: What it is the best of, in words: ``highest TASK/FIGURE``.
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are removed on resuming.
         window: Sums for the next line of metrics (``engine.step.loss_window``).
         layout: The parallel layout that wrote the checkpoint.
@@ -98,6 +99,7 @@ class TrainerState:
     skipped_in_a_row: int = 0
     best: float | None = None
     best_step: int | None = None
+    best_of: str | None = None
     metrics_bytes: int = 0
     window: Mapping[str, Any] = field(default_factory=dict)
     layout: SavedLayout
@@ -105,11 +107,16 @@ class TrainerState:
     rollbacks: int = 0
     evaluation_due: bool = False
 
-    def evaluated(self, figure: float | None) -> Self:
-        """The state after an evaluation; ``figure`` is the best so far, or None."""
+    def evaluated(self, figure: float | None, best_of: str | None) -> Self:
+        """The state after an evaluation.
+
+        Args:
+            figure: The best so far, or None.
+            best_of: What it is the best of.
+        """
         if figure is None:
             return replace(self, evaluation_due=False)
-        return replace(self, evaluation_due=False, best=figure, best_step=self.step)
+        return replace(self, evaluation_due=False, best=figure, best_step=self.step, best_of=best_of)
 
 
 def step_folder(folder: Path, step: int) -> Path:

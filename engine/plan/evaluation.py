@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import CheckpointConfig, Plan, StagePlan
 from engine.plan.schema import kinds
 from omnivl.tasks import Provided, TaskConfig
+
+LOWER_IS_BETTER = frozenset({"MAE", "mean rank"})
+"""Figures of tasks of which ``best_is: auto`` takes the lowest: errors, and ranks from 1."""
 
 
 def provided_by(stage: StagePlan, ancestors: Iterable[StagePlan]) -> Provided:
@@ -21,6 +24,13 @@ def provided_by(stage: StagePlan, ancestors: Iterable[StagePlan]) -> Provided:
 def provided_in(plan: Plan, stage: StagePlan) -> Provided:
     """What a stage of a plan provides to tasks."""
     return provided_by(stage, plan.ancestors(stage))
+
+
+def lowest_is_best(checkpoint: CheckpointConfig) -> bool:
+    """Whether the best checkpoint is that with the lowest value of ``keep_best``."""
+    if checkpoint.best_is == "auto":
+        return (checkpoint.keep_best or "").partition("/")[2] in LOWER_IS_BETTER
+    return checkpoint.best_is == "lowest"
 
 
 def possible_kinds(provided: Provided) -> list[str]:

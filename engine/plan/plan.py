@@ -6,7 +6,7 @@ are the sections that belong to no single component, and the plan that holds the
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan.yaml import write_yaml
@@ -96,7 +96,9 @@ class CheckpointConfig:
     Attributes:
         every: Optimizer steps between checkpoints; the last step of a stage is always saved.
         keep_last: Number of newest checkpoints of a stage to keep.
-        keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
+        keep_best: Name of an evaluation figure, ``TASK/FIGURE``, whose best checkpoint is kept as well; null for none.
+        best_is: Which value of it is best; ``auto``: the lowest of errors and ranks (``MAE``, ``mean rank``), the
+            highest of all others.
         asynchronous: Write while training continues. Every process then needs host memory for a copy of its shard: its
             share of 12 bytes for each trained parameter and 4 for each other one.
     """
@@ -104,6 +106,7 @@ class CheckpointConfig:
     every: Annotated[int, Range(1)] = 500
     keep_last: Annotated[int, Range(1)] = 2
     keep_best: str | None = None
+    best_is: Literal["auto", "highest", "lowest"] = "auto"
     asynchronous: bool = True
 
 

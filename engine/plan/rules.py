@@ -158,6 +158,9 @@ def best_is_a_figure(draft: Draft) -> Iterator[Problem]:
     """The figure that says which checkpoint is best is one of a task of each stage that is evaluated."""
     checkpoint = draft.sections.get("checkpoint")
     wanted = getattr(checkpoint, "keep_best", None)
+    if checkpoint is not None and wanted is None and checkpoint.best_is != "auto":
+        got = f"{checkpoint.best_is!r} without keep_best"
+        yield Problem(("checkpoint", "best_is"), got, "'auto'", "name the figure in keep_best, or remove it")
     if wanted is None or not draft.stages:
         return
     path: Path = ("checkpoint", "keep_best")

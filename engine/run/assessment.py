@@ -1,11 +1,13 @@
 """Evaluation within a run: during a stage and at its end. One that fails is recorded, and costs the run no step."""
 
+import math
 from collections.abc import Mapping
 
 from engine.disk.evaluation import read_failed, write_evaluation
 from engine.disk.run_folder import StageFolder
 from engine.hosts.base import Host
-from engine.plan.plan import StagePlan
+from engine.plan.evaluation import lowest_is_best
+from engine.plan.plan import CheckpointConfig, StagePlan
 from engine.processes import ranks
 from engine.run.examination import UnevaluatedError, attempt, examine
 from engine.telemetry.metrics import MetricsLog
@@ -17,7 +19,7 @@ class Assessment:
     """The evaluations of one stage. Every method is called by every process."""
 
     def __init__(
-        self, host: Host, stage: StagePlan, tokenizer: Tokenizer, folder: StageFolder, keep_best: str | None
+        self, host: Host, stage: StagePlan, tokenizer: Tokenizer, folder: StageFolder, checkpoint: CheckpointConfig
     ) -> None:
         """Remembers its arguments.
 
@@ -26,10 +28,15 @@ class Assessment:
             stage: Says what is evaluated, and when.
             tokenizer: Turns texts into ids.
             folder: Gets the results.
-            keep_best: ``checkpoint.keep_best``.
+            checkpoint: Says which figure decides what is best.
         """
         self._host, self._stage, self._tokenizer, self._folder = host, stage, tokenizer, folder
-        self._keep_best = keep_best
+        self._keep_best, self._lowest = checkpoint.keep_best, lowest_is_best(checkpoint)
+
+    @property
+    def best_of(self) -> str | None:
+        """What decides which checkpoint is the best, in words; None where nothing does."""
+        return None if self._keep_best is None else f"{'lowest' if self._lowest else 'highest'} {self._keep_best}"
 
     def is_due(self, step: int) -> bool:
         """Whether there is an evaluation after this many steps that has not failed before."""
@@ -48,8 +55,8 @@ class Assessment:
             key: The same on every process, and new in this run.
 
         Returns:
-            The figure that decides which checkpoint is the best, if it is above ``best``. None too after a failure at
-            the stage's last step.
+            The figure that decides which checkpoint is the best, if it is better than ``best``. None too after a
+            failure at the stage's last step.
 
         Raises:
             UnevaluatedError: It failed, before the stage's last step.
@@ -62,11 +69,17 @@ class Assessment:
             return None
 
     def better(self, figures: Mapping[str, float], best: float | None) -> float | None:
-        """The figure that decides which checkpoint is the best, if it is above ``best``; None where none decides."""
+        """The figure that decides which checkpoint is the best, if it is better than ``best``; None if it is not.
+
+        None too where it is not a number, and where no figure decides.
+        """
         if self._keep_best is None:
             return None
         figure = best_figure(figures, self._keep_best)
-        return figure if best is None or figure > best else None
+        if math.isnan(figure):
+            return None
+        is_better = best is None or (figure < best if self._lowest else figure > best)
+        return figure if is_better else None
 
     def _evaluate(self, step: int, metrics: MetricsLog | None, best: float | None) -> float | None:
         results = examine(self._host, self._stage, self._tokenizer, self._stage.evaluate.tasks)

@@ -74,7 +74,7 @@ def resume(
     position: Mapping[str, Any] | None = None
     if checkpoint is not None:
         saved, position = load_checkpoint(checkpoint, host, layout, tell)
-        state = _with_figures(replace(saved, layout=layout), folder, assessment)
+        state = _with_figures(_judged_by(replace(saved, layout=layout), assessment), folder, assessment)
     pending = rollbacks[state.rollbacks :]
     position = position_in_data(pending, ranks.rank(), ranks.world_size()) or position
     return Resumption(state, None if position is None else LoaderState.from_json(position), rollbacks, pending)
@@ -118,6 +118,13 @@ def go_back(
     raise RolledBackError(rollback, len(rollbacks) + 1, guard.rollbacks)
 
 
+def _judged_by(state: TrainerState, assessment: Assessment) -> TrainerState:
+    """Forgets the best figure where it is one of another kind: the plan may name another between two starts."""
+    if state.best_of is None or assessment.best_of in (None, state.best_of):
+        return state
+    return replace(state, best=None, best_step=None, best_of=None)
+
+
 def _with_figures(state: TrainerState, folder: StageFolder, assessment: Assessment) -> TrainerState:
     """Takes over the evaluation that was still to come at a checkpoint, where it stands in the metrics by now."""
     if not state.evaluation_due:
@@ -129,4 +136,4 @@ def _with_figures(state: TrainerState, folder: StageFolder, assessment: Assessme
         return state
     record, end = found
     figure = assessment.better(record["scores"], state.best)
-    return replace(state.evaluated(figure), metrics_bytes=end)
+    return replace(state.evaluated(figure, assessment.best_of), metrics_bytes=end)

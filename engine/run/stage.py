@@ -81,7 +81,7 @@ class StageLoop:
         self._state = TrainerState(layout=layout)
         self._guard, self._window = Guard(plan.guard), LossWindow()
         self._rollbacks: tuple[Rollback, ...] = ()
-        self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint.keep_best)
+        self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint)
         self._curve = Curve(host, self._stage, tokenizer, folder, progress)
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
@@ -245,7 +245,7 @@ class StageLoop:
         self._progress.message(f"step {state.step}: evaluating")
         key = f"evaluation-{self._heartbeat.doing.number}"
         figure = self._assessment.run(state.step, self._metrics, state.best, key)
-        self._state = state.evaluated(figure)
+        self._state = state.evaluated(figure, self._assessment.best_of)
         return figure is not None
 
     def _save(self, loader_state: LoaderState) -> None:

@@ -38,6 +38,7 @@ STATE = TrainerState(
     skipped_in_a_row=0,
     best=0.1 + 0.2,
     best_step=2,
+    best_of="highest retrieval/image->text R@1",
     metrics_bytes=17,
     window={"losses": {"mlm": [0.1, 3]}},
     layout=LAYOUT,

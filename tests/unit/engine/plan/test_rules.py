@@ -437,6 +437,15 @@ def test_the_best_checkpoint_is_told_by_a_figure_of_a_task(tasks: str, wanted: s
     ]
 
 
+def test_which_value_is_best_needs_a_figure() -> None:
+    stage = {"evaluate": "{tasks: [retrieval]}"}
+    assert problems(stage, checkpoint="{keep_best: 'retrieval/image->text R@1', best_is: lowest}") == []
+    assert problems(stage, checkpoint="{best_is: lowest}") == [
+        "p:6: checkpoint.best_is: got 'lowest' without keep_best; allowed 'auto'; name the figure in keep_best, or "
+        "remove it"
+    ]
+
+
 def test_there_is_no_best_checkpoint_without_an_evaluation() -> None:
     assert problems({}, checkpoint="{keep_best: retrieval/x}") == [
         "p:6: checkpoint.keep_best: got 'retrieval/x'; allowed null where no stage is evaluated; add a task, or remove it"

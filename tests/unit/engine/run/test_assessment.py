@@ -1,14 +1,22 @@
-"""Which failures of an evaluation are kept, so that no later start repeats it."""
+"""Which failures of an evaluation are kept, so that no later start repeats it; which checkpoint is the best."""
 
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from engine.disk.checkpoint import SavedLayout, TrainerState
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import StageFolder
+from engine.plan.evaluation import LOWER_IS_BETTER
+from engine.plan.plan import CheckpointConfig
+from engine.plan.schema import kinds
 from engine.processes import ranks
+from engine.run import resumption
 from engine.run.assessment import Assessment
+from omnivl.tasks import TaskConfig
 
 
 class Failing(Assessment):
@@ -34,3 +42,60 @@ def test_a_neighbour_that_has_ended_is_no_failed_evaluation(
         Failing(folder).run(3, None, None, "evaluation-1")
     assert isinstance(caught.value.__cause__, lost)
     assert {step: text.partition(": Conn")[0] for step, text in read_failed(folder.unevaluated).items()} == kept
+
+
+@pytest.mark.parametrize(
+    ("figure", "best_is", "values", "kept"),
+    [
+        ("retrieval/image->text R@1", "auto", [0.2, 0.1, 0.3, 0.3], [0.2, 0.3]),
+        ("sentiment/MAE", "auto", [1.2, 1.3, 0.9, 0.9], [1.2, 0.9]),
+        ("options/mean rank", "auto", [40.0, 12.0, 20.0], [40.0, 12.0]),
+        ("sentiment/correlation", "auto", [-0.1, 0.4, 0.3], [-0.1, 0.4]),
+        ("routing/dropped, image", "lowest", [0.2, 0.1, 0.3], [0.2, 0.1]),
+        ("sentiment/MAE", "highest", [1.2, 1.3, 0.9], [1.2, 1.3]),
+        ("sentiment/MAE", "auto", [math.nan, 1.2, math.nan, 1.1], [1.2, 1.1]),
+    ],
+)
+def test_the_best_checkpoint_is_the_lowest_of_errors_and_ranks(
+    figure: str, best_is: Any, values: list[float], kept: list[float], tmp_path: Path
+) -> None:
+    checkpoint = CheckpointConfig(keep_best=figure, best_is=best_is)
+    assessment = Assessment(*(cast(Any, None),) * 3, StageFolder(tmp_path), checkpoint)
+    found, best = [], None
+    for value in values:
+        if (better := assessment.better({figure: value, "other": 9.0}, best)) is not None:
+            found.append(best := better)
+    assert found == kept
+
+
+def test_what_is_better_when_lower_is_a_figure_of_a_task() -> None:
+    """A figure that is called otherwise one day would be taken for one of which more is better."""
+    made = {figure for cls in kinds(TaskConfig).values() for figure in cls().figures}
+    assert made >= LOWER_IS_BETTER
+    assert {one for one in made if re.search(r"MAE|error|loss|rank(?!ed)", one) and "reciprocal" not in one} == (
+        LOWER_IS_BETTER
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "best"),
+    [
+        ("highest retrieval/R@1", CheckpointConfig(keep_best="retrieval/R@1"), 0.7),
+        ("highest retrieval/R@1", CheckpointConfig(keep_best="sentiment/MAE"), None),
+        ("highest retrieval/R@1", CheckpointConfig(keep_best="retrieval/R@1", best_is="lowest"), None),
+        ("highest retrieval/R@1", CheckpointConfig(), 0.7),  # nothing is judged: what was kept stays
+        (None, CheckpointConfig(keep_best="retrieval/R@1"), 0.7),  # of a version that did not write it down
+    ],
+)
+def test_the_best_of_another_figure_is_forgotten(
+    before: str | None, now: CheckpointConfig, best: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = SavedLayout("plain", None, 1, 1, 4)
+    saved = TrainerState(step=4, best=0.7, best_step=2, best_of=before, layout=layout)
+    monkeypatch.setattr(resumption, "newest_complete", lambda *_: tmp_path)
+    position = {"position": {}, "mixture": {}}
+    monkeypatch.setattr(resumption, "load_checkpoint", lambda *_: (saved, position))
+    monkeypatch.setattr(resumption.LoaderState, "from_json", lambda given: given)
+    assessment = Assessment(*(cast(Any, None),) * 3, StageFolder(tmp_path), now)
+    state = resumption.resume(StageFolder(tmp_path), cast(Any, None), layout, assessment, print).state
+    assert (state.step, state.best, state.best_step) == (4, best, None if best is None else 2)
