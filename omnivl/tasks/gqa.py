@@ -1,7 +1,7 @@
 """GQA: answers that are chosen from a list, with all figures of the official evaluation."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +17,8 @@ from omnivl.objectives.vqa import VQA
 from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.classification import commonest
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.results import Score, TaskResult, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.sample_fields import text_of, texts_of
 from omnivl.tasks.scorers.gqa import (
     Choices,
@@ -28,11 +29,10 @@ from omnivl.tasks.scorers.gqa import (
     is_right,
     valid_and_plausible,
 )
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class GQATask(Task):
+class GQATask(PredictingTask):
     """GQA's figures of the answers of an objective of kind ``vqa``, over the balanced questions.
 
     A sample's text is the question. Its fields, as the converter has them: ``question_id``, ``answers`` (one),
@@ -69,26 +69,35 @@ class GQATask(Task):
         """See ``Task``."""
         return ("accuracy", "accuracy, *", "consistency", "validity", "plausibility", "distribution")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Answers every question.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("answer",)
 
-        Raises:
-            DataError: A sample lacks what the task reads, no question is balanced, an entailed question is missing, or
-                the file of choices cannot be read or lacks a question.
-        """
-        pictures = self.picture_set(encoder)
-        questions = self._questions(pictures)
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the chosen ``answer``."""
         objective = encoder.chain.objectives[self.objective]
         assert isinstance(objective, VQA), "as needs says"
         best = encoder.predict(self.objective, pictures, pictures.captions).argmax(dim=1).tolist()
-        answers = [objective.choices[place] for place in best]
-        predicted = dict(zip(questions, answers, strict=True))
-        hits = [answer == one.answer for answer, one in zip(answers, questions.values(), strict=True)]
-        asked = [f"{text} ({one.answer})" for text, one in zip(pictures.captions, questions.values(), strict=True)]
-        return TaskResult(
-            tuple(self._scores(pictures, questions, predicted)),
-            answer_gallery(self.name, pictures, asked, answers, hits, self.gallery),
-        )
+        return [{"answer": objective.choices[place]} for place in best]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
+        """See ``PredictingTask``: the right answers."""
+        return [one.answer for one in self._questions(pictures).values()]
+
+    def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[str], encoder: Encoder) -> Judged:
+        """See ``PredictingTask``.
+
+        Raises:
+            DataError: No question is balanced, an entailed question is missing, or the file of choices cannot be read
+                or lacks a question.
+        """
+        questions, answers = self._questions(pictures), [one["answer"] for one in predicted]
+        scores = self._scores(pictures, questions, dict(zip(questions, answers, strict=True)))
+        hits = [answer == own for answer, own in zip(answers, truth, strict=True)]
+        asked = [f"{text} ({own})" for text, own in zip(pictures.captions, truth, strict=True)]
+        gallery = answer_gallery(self.name, pictures, asked, answers, hits, self.gallery)
+        return Judged(tuple(scores), [{"right": hit} for hit in hits], gallery)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has the fields of a question; the file of choices is there."""

@@ -1,7 +1,8 @@
 """Phrase grounding: the boxes of the phrases of a sentence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,25 +16,26 @@ from omnivl.objectives.locate import Locate
 from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.pairs import predict_pairs
-from omnivl.tasks.results import Gallery, GalleryRow, TaskResult, mean_score
-from omnivl.tasks.sample_fields import phrases_of
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import Gallery, GalleryRow, mean_score
+from omnivl.tasks.sample_fields import phrases_of, texts_of
 from omnivl.tasks.scorers.boxes import phrase_ranks
-from omnivl.tasks.task import Task
 
 Boxes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Phrase:
-    """A phrase of a sample: the sample's place, and the phrase's boxes ``[M, 4]``, M at least 1."""
+    """A phrase of a sample: the sample's place, its own number there, and its boxes ``[M, 4]``, M at least 1."""
 
     place: int
+    number: int
     text: str
     boxes: Boxes
 
 
 @dataclass(frozen=True)
-class PhrasesTask(Task):
+class PhrasesTask(PredictingTask):
     """Share of phrases whose box is found with an intersection over union of 0.5 or more, by both protocols.
 
     An objective of kind ``locate`` predicts one box for each phrase, which is a text of its own beside the picture:
@@ -68,30 +70,47 @@ class PhrasesTask(Task):
         """See ``Task``."""
         return ("any-box R@1", "merged-box R@1")
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Finds the box of every phrase.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("boxes",)
+
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: ``boxes [P, 4]`` in the whole picture, one for each of the sample's phrases."""
+        texts = [texts_of(sample, self.phrases, least=0) for sample in pictures.samples]
+        shown = torch.tensor([place for place, own in enumerate(texts) for _ in own])
+        flat = [text for own in texts for text in own]
+        found = predict_pairs(encoder, self.objective, pictures, flat, shown, torch.arange(len(flat)))
+        parts = torch.split(found, [len(own) for own in texts])
+        return [
+            {"boxes": pictures.placement(place).inverse().boxes(part.double().numpy())[0]}  # not in the model's view
+            for place, part in enumerate(parts)
+        ]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[list[list[float]]]]:
+        """See ``PredictingTask``: the boxes of each phrase of each sample, none where it has none.
 
         Raises:
-            DataError: A sample lacks what the task reads, or no phrase has a box.
+            DataError: No phrase has a box.
         """
-        pictures = self.picture_set(encoder)
-        phrases = self._phrases(pictures)
-        if not phrases:
+        found = [[boxes for _, boxes in phrases_of(sample, self.phrases, self.boxes)] for sample in pictures.samples]
+        if not any(any(own) for own in found):
             raise DataError(f"task {self.name}: no phrase of {len(pictures)} samples has a box; filter with `where`")
-        shown, said = torch.tensor([one.place for one in phrases]), torch.arange(len(phrases))
-        predicted = predict_pairs(encoder, self.objective, pictures, [one.text for one in phrases], shown, said)
-        views = {place: pictures.placement(place).inverse() for place in {one.place for one in phrases}}
-        found = [
-            views[phrase.place].boxes(box.double().numpy()[None])[0]  # in the whole picture, not the model's view
-            for phrase, box in zip(phrases, predicted, strict=True)
-        ]
+        return found
+
+    def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[Any], encoder: Encoder) -> Judged:
+        """See ``PredictingTask``; a sample is right with all of its phrases, by any box."""
+        phrases = self._phrases(pictures)
+        found = [predicted[one.place]["boxes"][one.number : one.number + 1] for one in phrases]
         hits, merged = (phrase_ranks(found, [one.boxes for one in phrases], merge) <= 1 for merge in (False, True))
         owners = [pictures.samples[one.place].identity or pictures.samples[one.place].key for one in phrases]
         scores = (
             mean_score(self.name, "any-box R@1", hits, clusters=owners),
             mean_score(self.name, "merged-box R@1", merged, clusters=owners),
         )
-        return TaskResult(scores, self._gallery(pictures, phrases, found, hits))
+        right = np.ones(len(pictures), dtype=np.bool_)
+        np.logical_and.at(right, [one.place for one in phrases], hits)
+        return Judged(scores, [{"right": one} for one in right], self._gallery(pictures, phrases, found, hits))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has phrases, and a list of boxes for each."""
@@ -100,9 +119,9 @@ class PhrasesTask(Task):
     def _phrases(self, pictures: PictureSet) -> list[_Phrase]:
         """The phrases that have boxes."""
         return [
-            _Phrase(place, text, np.array(boxes, dtype=np.float64))
+            _Phrase(place, number, text, np.array(boxes, dtype=np.float64))
             for place, sample in enumerate(pictures.samples)
-            for text, boxes in phrases_of(sample, self.phrases, self.boxes)
+            for number, (text, boxes) in enumerate(phrases_of(sample, self.phrases, self.boxes))
             if boxes
         ]
 

@@ -25,14 +25,14 @@ def number_of(sample: Sample, name: str) -> float:
     return float(_of_type(sample, name, (int, float), "a number"))
 
 
-def texts_of(sample: Sample, name: str) -> list[str]:
-    """A list of texts, at least one.
+def texts_of(sample: Sample, name: str, least: int = 1) -> list[str]:
+    """A list of texts, at least so many.
 
     Raises:
         DataError: It is not there, or no such list.
     """
     found = _of_type(sample, name, list, "a list of texts")
-    if not found or not all(isinstance(one, str) for one in found):
+    if len(found) < least or not all(isinstance(one, str) for one in found):
         raise _lacking(sample, name, found, "a list of texts")
     return list(found)
 
