@@ -75,23 +75,29 @@ def training_view(
     return View(view, place)
 
 
-def evaluation_view(pixels: Pixels, size: Size) -> View:
-    """The whole picture, or of one that is to be a square the middle, resized."""
+def evaluation_view(pixels: Pixels, size: Size, along: float = 0.5) -> View:
+    """The whole picture, or of one that is to be a square a part, resized.
+
+    Args:
+        pixels: ``[T, H, W, 3]``.
+        size: Of the view in pixels.
+        along: Where the square lies along the longer side, from 0 to 1: the middle by default.
+    """
     height, width = pixels.shape[1:3]
-    place = evaluation_placement(width, height, size)
+    place = evaluation_placement(width, height, size, along)
     if not isinstance(size, int):
         return View(resize(pixels, *size), place)
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = int((height - side) * along), int((width - side) * along)
     return View(resize(pixels[:, top : top + side, left : left + side], size, size), place)
 
 
-def evaluation_placement(width: int, height: int, size: Size | SizeOf) -> Placement:
+def evaluation_placement(width: int, height: int, size: Size | SizeOf, along: float = 0.5) -> Placement:
     """Where the points of a picture of some size are in its ``evaluation_view``."""
     if not isinstance(size, int):
         return crop_placement(0, 0, width, height, (width, height))
     side = min(height, width)
-    return crop_placement((width - side) // 2, (height - side) // 2, side, side, (width, height))
+    return crop_placement(int((width - side) * along), int((height - side) * along), side, side, (width, height))
 
 
 def _sides(size: Size) -> tuple[int, int]:

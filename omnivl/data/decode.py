@@ -4,6 +4,7 @@ Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent show
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -164,14 +165,35 @@ def still_size(sample: Sample, size: SizeOf) -> Size | None:
     return None if stored is None or sample.media is None else size(*upright_size(stored, sample.media))
 
 
-def evaluation_frames(sample: Sample, size: SizeOf, num_frames: int, config: LoaderConfig) -> Tensor:
-    """The plain view of a sample: uniform frames, resized, squares cropped in the middle; nothing random.
+@dataclass(frozen=True)
+class Shot:
+    """The part of a clip or picture that an evaluation looks at, by default its middle.
+
+    Attributes:
+        span: Share of the clip from which frames are taken.
+        start: Where this share lies, from 0 (at the beginning) to 1.
+        along: Where the square lies along the longer side of the picture, from 0 (left or top) to 1.
+    """
+
+    span: float = 1.0
+    start: float = 0.5
+    along: float = 0.5
+
+
+MIDDLE = Shot()
+
+
+def evaluation_frames(
+    sample: Sample, size: SizeOf, num_frames: int, config: LoaderConfig, shot: Shot = MIDDLE
+) -> Tensor:
+    """The plain view of a sample: uniform frames, resized, squares cropped; nothing random.
 
     Args:
         sample: A still or a clip.
         size: Of the view in pixels.
         num_frames: Frames wanted; with 1, a clip gives its middle frame.
         config: Bounds of decoding.
+        shot: Which part is looked at.
 
     Returns:
         uint8 ``[num_frames, 3, h, w]``.
@@ -183,13 +205,12 @@ def evaluation_frames(sample: Sample, size: SizeOf, num_frames: int, config: Loa
     if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
         pixels = decode_still(sample, limits, needed=0 if own is None else least_side(own))
     else:
-        pixels = decode_clip(
-            sample, limits, lambda total: sample_frames(total, num_frames, FrameSamplingConfig(), None)
-        )
+        frames = FrameSamplingConfig(span=shot.span)
+        pixels = decode_clip(sample, limits, lambda total: sample_frames(total, num_frames, frames, None, shot.start))
     if own is None:
         assert not isinstance(size, int)
         own = size(pixels.shape[2], pixels.shape[1])
-    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, own).pixels.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, own, shot.along).pixels.transpose(0, 3, 1, 2)))
 
 
 def least_side(size: Size) -> int:

@@ -18,7 +18,7 @@ Whole = Callable[[int, int], bool]
 
 
 def sample_frames(
-    total: int, num_frames: int, config: FrameSamplingConfig, random: np.random.Generator | None
+    total: int, num_frames: int, config: FrameSamplingConfig, random: np.random.Generator | None, place: float = 0.5
 ) -> list[int]:
     """Returns ``num_frames`` frame numbers in rising order; a short clip repeats some.
 
@@ -29,7 +29,8 @@ def sample_frames(
         total: Frames of the clip, at least 1.
         num_frames: Frames wanted.
         config: Mode and span.
-        random: The sample's generator; None for evaluation, which is always uniform and in the middle.
+        random: The sample's generator; None for evaluation, which is always uniform.
+        place: In evaluation, where the span lies, from 0 (it begins with the clip) to 1 (it ends with it).
 
     Source: segment sampling, Wang et al., "Temporal Segment Networks" (arXiv 1608.00859), section 3.1.
     """
@@ -38,7 +39,7 @@ def sample_frames(
     if length < num_frames <= total:
         length = float(num_frames)  # a longer span is preferred to repeated frames
     if random is None:
-        start, offsets = (total - length) / 2, np.full(num_frames, 0.5)
+        start, offsets = (total - length) * place, np.full(num_frames, 0.5)
     else:
         start = random.random() * (total - length)
         offsets = random.random(num_frames) if config.mode == "segment" else np.full(num_frames, 0.5)

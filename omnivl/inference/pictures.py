@@ -20,7 +20,7 @@ from omnivl.data.augment import evaluation_placement
 from omnivl.data.batch import DataKind, is_video
 from omnivl.data.collate import in_strips
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import evaluation_frames, still_size
+from omnivl.data.decode import MIDDLE, Shot, evaluation_frames, still_size
 from omnivl.data.example import members_as_samples
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes, SizeOf
@@ -123,12 +123,19 @@ class PictureSet:
         self.sizes, self.side = sizes, sizes.side(media == "video")
         self.num_frames = 1 if media == "image" else sizes.num_frames
         self._members = pictures
+        self._shot = MIDDLE
         self.samples: list[Sample] = []
         try:
             for i in range(count):
                 self.samples.append(opened.read(i * len(opened) // count))
         except BadSampleError as error:
             raise _bad(error) from error
+
+    def seen(self, shot: Shot) -> Self:
+        """The same samples, of which another part is looked at."""
+        other = copy.copy(self)
+        other._shot = shot
+        return other
 
     @classmethod
     def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes) -> Self:
@@ -197,7 +204,7 @@ class PictureSet:
         """The frames of a clip, a picture, or the pictures of a set, all of the size of the first."""
         shown = [] if not self._members else members_as_samples(sample, self._members)
         if not shown:
-            return evaluation_frames(sample, size, self.num_frames, LoaderConfig())
+            return evaluation_frames(sample, size, self.num_frames, LoaderConfig(), self._shot)
         lacking = next((name for name, one in zip(self._members, shown, strict=True) if one is None), None)
         if lacking is not None:
             raise BadSampleError("missing_media", sample.where, f"it has no file {lacking!r}")

@@ -1,5 +1,6 @@
 """Tasks of trained heads on generated scenes: what oracles and constants get, and what is refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -305,3 +306,39 @@ def test_an_objective_of_another_kind_is_named(task: Task, objective: Objective,
     assert lack.remedy == f"name an objective of kind {wanted}"
     (absent,) = task.lacks(Provided(MODEL, ()))
     assert absent.what == f"does not train {objective.key!r}"
+
+
+class Watching(Encoder):
+    """Says yes where the mean of what it sees is above 100, with the more certainty the brighter it is."""
+
+    def predict(
+        self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
+    ) -> Tensor:
+        seen = pictures.frames(range(len(pictures))).float().flatten(1).mean(dim=1)
+        self.views.append(seen)  # type: ignore[attr-defined]
+        return torch.stack([torch.zeros_like(seen), (seen - 100) / 10], dim=1)
+
+
+def test_views_of_clips_and_crops_are_averaged() -> None:
+    """A wide clip that is bright at one end of one side only: the mean of probabilities of six views."""
+    frames = np.zeros((24, 32, 96, 3), dtype=np.uint8)
+    frames[:8, :, 64:] = 255
+    sample = Sample("a", "a", frames=frames, label="yes")
+    made = encoder_of(Recognize(classes=("no", "yes")))
+    encoder = Watching(made.chain, made.model, made.tokenizer, made.gather, made.device)
+    object.__setattr__(encoder, "views", [])
+
+    @dataclass(frozen=True)
+    class OfOne(ClassificationTask):
+        def picture_set(self, encoder: Encoder) -> PictureSet:
+            return PictureSet.of([sample], "video", encoder.model.inputs)
+
+    task = OfOne(objective="recognize", media="video", answer="label", clips=3, span=1 / 3, crops=3)
+    scores = scores_of(task, encoder)
+    assert [round(float(view)) for view in encoder.views] == [0, 0, 255, *[0] * 6]  # type: ignore[attr-defined]
+    probability = (torch.sigmoid(torch.tensor(15.5)) + 8 * torch.sigmoid(torch.tensor(-10.0))) / 9
+    assert scores["accuracy"] == float(probability > 0.5) == 0.0
+    once = OfOne(objective="recognize", media="video", answer="label")
+    encoder.views.clear()  # type: ignore[attr-defined]
+    scores_of(once, encoder)
+    assert [round(float(view)) for view in encoder.views] == [0], "the middle"  # type: ignore[attr-defined]
