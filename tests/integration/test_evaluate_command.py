@@ -257,11 +257,12 @@ def test_mistakes_say_what_is_allowed(folder: Path, tmp_path: Path) -> None:
     )
     assert mistaken(folder, "--tasks", "retrievall") == (
         "--tasks: got 'retrievall'; allowed are 'style, unseen', 'labels', 'captions', 'retrieval', 'zero_shot', "
-        "'caption', 'routing', 'matching', 'vqa'; did you mean 'retrieval'?"
+        "'neighbors', 'caption', 'routing', 'matching', 'vqa', 'classification', 'options', 'grounding', "
+        "'segmentation', 'sentiment'; did you mean 'retrieval'?"
     )
     assert mistaken(folder, "--set", "labels.prompt=x") == (
         "override 'tasks.labels.prompt=x': tasks.1.prompt: got an unknown key; allowed kind, name, source, media, "
-        "where, max_samples, prompts, baseline; did you mean 'prompts'?"
+        "where, max_samples, pictures, predictions, prompts, baseline; did you mean 'prompts'?"
     )
     assert mistaken(folder, "--stage", "spatial", "--tasks", "caption") == (
         "task 'caption' (caption): got stage 'spatial', which does not train 'lm'; allowed are stages 'joint'; "
@@ -302,7 +303,9 @@ def test_a_run_without_any_tasks_says_how_to_give_some(folder: Path, tmp_path: P
     plan.write_text(start + rest[rest.index("  - name: later") :])
     trained = find_trained(find_trained(folder).weights, "joint", plan)
     assert isinstance(trained.plan, Plan)
-    with pytest.raises(UserError, match=r"choose some with --tasks retrieval,zero_shot,caption, or give a file"):
+    with pytest.raises(
+        UserError, match=r"choose some with --tasks retrieval,zero_shot,neighbors,caption, or give a file"
+    ):
         choose_tasks(trained)
     assert [task.kind for task in choose_tasks(trained, ["retrieval"])] == ["retrieval"]
 
