@@ -28,8 +28,8 @@ class OptionsTask(PredictingTask):
     """How an objective of kind ``choose`` ranks each sample's options.
 
     Reported are accuracy, the mean reciprocal rank, R@5 and R@10 and the mean rank where there are more than 10
-    options, NDCG where samples have ``relevance``, and with ``reasons`` VCR's three accuracies: answer, reason given
-    the right answer, and both.
+    options, NDCG of the samples that have ``relevance``, and with ``reasons`` VCR's three accuracies: answer, reason
+    given the right answer, and both.
 
     Attributes:
         objective: Key of the objective that chooses; its options name the fields.
@@ -95,7 +95,7 @@ class OptionsTask(PredictingTask):
     def judge(
         self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[dict[str, int]], encoder: Encoder
     ) -> Judged:
-        """See ``PredictingTask``; each has the ``rank`` of the right option, with ``reasons`` also whether both are.
+        """See ``PredictingTask``; each has the ``rank`` of the right option, with ``reasons`` also ``reason_right``.
 
         Ties count against the model: an option that is chosen with the score of another one is not right.
         """
@@ -111,9 +111,10 @@ class OptionsTask(PredictingTask):
             if count > most:
                 found.append(mean_score(self.name, f"R@{most}", ranks <= most, chance=most / count))
         found.append(mean_score(self.name, "mean rank", ranks, chance=(count + 1) / 2, graded=False))
-        if _RELEVANCE in pictures.samples[0].meta:
-            relevance = np.array([sample.meta[_RELEVANCE] for sample in pictures.samples], dtype=np.float64)
-            found.append(mean_score(self.name, "NDCG", ndcg(scores, relevance)))
+        dense = [place for place, sample in enumerate(pictures.samples) if _RELEVANCE in sample.meta]
+        if dense:
+            relevance = np.array([pictures.samples[place].meta[_RELEVANCE] for place in dense], dtype=np.float64)
+            found.append(mean_score(self.name, "NDCG", ndcg(scores[dense], relevance)))
         each: list[dict[str, Any]] = [{"rank": rank, "right": rank == 1} for rank in ranks.tolist()]
         if self.reasons is not None:
             explained = self._explained(self.reasons, pictures, predicted, truth, encoder)

@@ -131,6 +131,26 @@ def test_dialogues_have_ndcg() -> None:
     assert scores["mean reciprocal rank"] == pytest.approx(0.1) and scores["R@5"] == 0.0
 
 
+def test_ndcg_is_of_the_rounds_that_have_dense_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in VisDial, where one round of each dialogue has them; the first sample need not be one."""
+    task = OptionsTask(where={**FOOD, "task": ("dialogue",)}, max_samples=8)
+    read = OptionsTask.picture_set
+
+    def sparse(self: OptionsTask, encoder: Encoder) -> PictureSet:
+        pictures = read(self, encoder)
+        for place in (0, 2, 3):
+            one = pictures.samples[place]
+            meta = {name: value for name, value in one.meta.items() if name != "relevance"}
+            pictures.samples[place] = replace(one, meta=meta)
+        return pictures
+
+    monkeypatch.setattr(OptionsTask, "picture_set", sparse)
+    knows = encoder_of(Choose(most_options=10), says=lambda one, text: float(text.endswith(f" {one.meta['answer']}")))
+    (result,) = run_tasks([task], knows)
+    (found,) = [score for score in result.scores if score.metric == "NDCG"]
+    assert (found.value, found.count) == (1.0, 5)
+
+
 GROUNDING = GroundingTask(where={**FOOD, "task": ("expressions",)}, max_samples=40, by="expression_type", gallery=2)
 
 
