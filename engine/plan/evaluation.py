@@ -1,8 +1,9 @@
 """Which tasks a stage can be evaluated by. Tasks say what they need; this module names no task."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from engine.plan.plan import CheckpointConfig, Plan, StagePlan
+from engine.plan.plan import CheckpointConfig, EvaluationPlan, Plan, StagePlan
 from engine.plan.schema import kinds
 from omnivl.tasks import Provided, TaskConfig
 
@@ -26,11 +27,30 @@ def provided_in(plan: Plan, stage: StagePlan) -> Provided:
     return provided_by(stage, plan.ancestors(stage))
 
 
-def lowest_is_best(checkpoint: CheckpointConfig) -> bool:
-    """Whether the best checkpoint is that with the lowest value of ``keep_best``."""
+@dataclass(frozen=True)
+class Best:
+    """What decides which checkpoint of a stage is the best.
+
+    Attributes:
+        figure: ``TASK/FIGURE``.
+        lowest: Whether its lowest value is the best one, not its highest.
+    """
+
+    figure: str
+    lowest: bool
+
+    def __str__(self) -> str:
+        return f"{'lowest' if self.lowest else 'highest'} {self.figure}"
+
+
+def best_of(evaluate: EvaluationPlan, checkpoint: CheckpointConfig) -> Best | None:
+    """What decides which checkpoint of a stage is the best; None if no figure does."""
+    figure = checkpoint.keep_best if evaluate.keep_best is None else evaluate.keep_best
+    if figure is None:
+        return None
     if checkpoint.best_is == "auto":
-        return (checkpoint.keep_best or "").partition("/")[2] in LOWER_IS_BETTER
-    return checkpoint.best_is == "lowest"
+        return Best(figure, figure.partition("/")[2] in LOWER_IS_BETTER)
+    return Best(figure, checkpoint.best_is == "lowest")
 
 
 def possible_kinds(provided: Provided) -> list[str]:

@@ -77,11 +77,14 @@ class EvaluationPlan:
         every: Optimizer steps between evaluations; 0 evaluates only after the last step.
         tasks: What is evaluated. A bare kind (``retrieval``) stands for that task with its defaults.
         curve: What is evaluated by time.
+        keep_best: The figure whose best checkpoint is kept, in place of ``checkpoint.keep_best``: for stages with other
+            tasks than the others.
     """
 
     every: Annotated[int, Range(0)] = 0
     tasks: tuple[TaskConfig, ...] = ()
     curve: CurvePlan = field(default_factory=CurvePlan)
+    keep_best: str | None = None
 
     @property
     def lists(self) -> tuple[tuple[tuple[str, ...], tuple[TaskConfig, ...]], ...]:
@@ -97,6 +100,7 @@ class CheckpointConfig:
         every: Optimizer steps between checkpoints; the last step of a stage is always saved.
         keep_last: Number of newest checkpoints of a stage to keep.
         keep_best: Name of an evaluation figure, ``TASK/FIGURE``, whose best checkpoint is kept as well; null for none.
+            A stage may name another (``evaluate.keep_best``).
         best_is: Which value of it is best; ``auto``: the lowest of errors and ranks (``MAE``, ``mean rank``), the
             highest of all others.
         asynchronous: Write while training continues. Every process then needs host memory for a copy of its shard: its

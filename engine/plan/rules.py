@@ -13,7 +13,7 @@ from typing import Any
 from engine.plan.batches import divisors_around
 from engine.plan.evaluation import possible_kinds, provided_by
 from engine.plan.parallel import LaunchConfig
-from engine.plan.plan import StagePlan
+from engine.plan.plan import EvaluationPlan, StagePlan
 from engine.plan.stage_rules import STAGE_RULES, label_prompts
 from engine.plan.yaml import Path, Problem, show_value
 from omnivl.errors import did_you_mean
@@ -157,31 +157,38 @@ def tasks_are_told_apart(tasks: Sequence[TaskConfig], path: Path) -> Iterator[Pr
 def best_is_a_figure(draft: Draft) -> Iterator[Problem]:
     """The figure that says which checkpoint is best is one of a task of each stage that is evaluated."""
     checkpoint = draft.sections.get("checkpoint")
-    wanted = getattr(checkpoint, "keep_best", None)
-    if checkpoint is not None and wanted is None and checkpoint.best_is != "auto":
+    shared, path = getattr(checkpoint, "keep_best", None), ("checkpoint", "keep_best")
+    evaluated = {index: stage.evaluate for index, stage in draft.stages.items() if stage.evaluate.tasks}
+    if shared is not None and draft.stages and not evaluated:
+        yield Problem(path, repr(shared), "null where no stage is evaluated", "add a task, or remove it")
+    if shared is not None:
+        found = (_figure_problem(shared, index, one, path) for index, one in evaluated.items() if not one.keep_best)
+        yield from [problem for problem in found if problem is not None][:1]
+    own = {index: stage.evaluate for index, stage in draft.stages.items() if stage.evaluate.keep_best is not None}
+    for index, one in own.items():
+        assert one.keep_best is not None
+        problem = _figure_problem(one.keep_best, index, one, ("stages", index, "evaluate", "keep_best"))
+        yield from [] if problem is None else [problem]
+    if checkpoint is not None and shared is None and not own and checkpoint.best_is != "auto":
         got = f"{checkpoint.best_is!r} without keep_best"
         yield Problem(("checkpoint", "best_is"), got, "'auto'", "name the figure in keep_best, or remove it")
-    if wanted is None or not draft.stages:
-        return
-    path: Path = ("checkpoint", "keep_best")
-    evaluated = {index: stage.evaluate.tasks for index, stage in draft.stages.items() if stage.evaluate.tasks}
-    if not evaluated:
-        yield Problem(path, repr(wanted), "null where no stage is evaluated", "add a task, or remove it")
-    for index, tasks in evaluated.items():
-        name, _, figure = wanted.partition("/")
-        named = next((task for task in tasks if task.name == name), None)
-        if named is None or not figure:
-            allowed = ", ".join(f"'{task.name}/FIGURE'" for task in tasks)
-            got = f"{wanted!r}, which is no figure of a task of stages.{index}"
-            yield Problem(path, got, allowed, "name a figure of a task, or null")
-            return
-        if not any(fnmatchcase(figure, one) for one in named.figures):
-            known = [f"{name}/{one}" for one in named.figures]
-            got = f"{wanted!r}, which is no figure that task {name!r} of stages.{index} makes"
-            yield Problem(
-                path, got, ", ".join(map(repr, known)), did_you_mean(wanted, known, "name one of them, or null")
-            )
-            return
+
+
+def _figure_problem(wanted: str, index: int, evaluate: EvaluationPlan, path: Path) -> Problem | None:
+    """Why a figure is none of those that a stage is evaluated by; None if it is one."""
+    tasks, (name, _, figure) = evaluate.tasks, wanted.partition("/")
+    if not tasks:
+        return Problem(path, repr(wanted), "null where the stage is not evaluated", "add a task, or remove it")
+    named = next((task for task in tasks if task.name == name), None)
+    if named is None or not figure:
+        allowed = ", ".join(f"'{task.name}/FIGURE'" for task in tasks)
+        got = f"{wanted!r}, which is no figure of a task of stages.{index}"
+        return Problem(path, got, allowed, "name a figure of a task, or null")
+    if any(fnmatchcase(figure, one) for one in named.figures):
+        return None
+    known = [f"{name}/{one}" for one in named.figures]
+    got = f"{wanted!r}, which is no figure that task {name!r} of stages.{index} makes"
+    return Problem(path, got, ", ".join(map(repr, known)), did_you_mean(wanted, known, "name one of them, or null"))
 
 
 def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:

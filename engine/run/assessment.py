@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from engine.disk.evaluation import read_failed, write_evaluation
 from engine.disk.run_folder import StageFolder
 from engine.hosts.base import Host
-from engine.plan.evaluation import lowest_is_best
+from engine.plan.evaluation import best_of
 from engine.plan.plan import CheckpointConfig, StagePlan
 from engine.processes import ranks
 from engine.run.examination import UnevaluatedError, attempt, examine
@@ -31,12 +31,12 @@ class Assessment:
             checkpoint: Says which figure decides what is best.
         """
         self._host, self._stage, self._tokenizer, self._folder = host, stage, tokenizer, folder
-        self._keep_best, self._lowest = checkpoint.keep_best, lowest_is_best(checkpoint)
+        self._best = best_of(stage.evaluate, checkpoint)
 
     @property
     def best_of(self) -> str | None:
         """What decides which checkpoint is the best, in words; None where nothing does."""
-        return None if self._keep_best is None else f"{'lowest' if self._lowest else 'highest'} {self._keep_best}"
+        return None if self._best is None else str(self._best)
 
     def is_due(self, step: int) -> bool:
         """Whether there is an evaluation after this many steps that has not failed before."""
@@ -68,17 +68,17 @@ class Assessment:
                 raise
             return None
 
-    def better(self, figures: Mapping[str, float], best: float | None) -> float | None:
+    def better(self, figures: Mapping[str, float | None], best: float | None) -> float | None:
         """The figure that decides which checkpoint is the best, if it is better than ``best``; None if it is not.
 
-        None too where it is not a number, and where no figure decides.
+        None too where it is not finite, which metrics.jsonl has as null, and where no figure decides.
         """
-        if self._keep_best is None:
+        if self._best is None:
             return None
-        figure = best_figure(figures, self._keep_best)
-        if math.isnan(figure):
+        figure = best_figure(figures, self._best.figure)
+        if figure is None or not math.isfinite(figure):
             return None
-        is_better = best is None or (figure < best if self._lowest else figure > best)
+        is_better = best is None or (figure < best if self._best.lowest else figure > best)
         return figure if is_better else None
 
     def _evaluate(self, step: int, metrics: MetricsLog | None, best: float | None) -> float | None:
@@ -91,7 +91,7 @@ class Assessment:
         return better
 
 
-def best_figure(figures: Mapping[str, float], name: str) -> float:
+def best_figure(figures: Mapping[str, float | None], name: str) -> float | None:
     """The figure that decides which checkpoint is the best.
 
     Raises:
@@ -99,7 +99,7 @@ def best_figure(figures: Mapping[str, float], name: str) -> float:
     """
     if name not in figures:
         raise UserError(
-            f"checkpoint.keep_best: got {name!r}, which is no figure of this evaluation; allowed are "
+            f"keep_best: got {name!r}, which is no figure of this evaluation; allowed are "
             f"{', '.join(map(repr, figures))}; name one of them, or null to keep no best checkpoint"
         )
     return figures[name]

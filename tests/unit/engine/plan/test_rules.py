@@ -437,6 +437,22 @@ def test_the_best_checkpoint_is_told_by_a_figure_of_a_task(tasks: str, wanted: s
     ]
 
 
+def test_a_stage_may_have_a_best_figure_of_its_own() -> None:
+    own = "{{tasks: [retrieval], keep_best: '{}'}}"
+    right, wrong = own.format("retrieval/text->image R@5"), own.format("retrieval/MAE")
+    assert problems({"evaluate": right}) == []
+    assert problems({"evaluate": right}, checkpoint="{keep_best: 'another/accuracy', best_is: lowest}") == []
+    (told,) = problems({"evaluate": wrong})
+    assert told.startswith(
+        "p:7: stages.0.evaluate.keep_best: got 'retrieval/MAE', which is no figure that task 'retrieval' of stages.0 "
+        "makes; allowed 'retrieval/image->text R@1', "
+    )
+    assert problems({"evaluate": "{keep_best: retrieval/x}"}) == [
+        "p:7: stages.0.evaluate.keep_best: got 'retrieval/x'; allowed null where the stage is not evaluated; add a "
+        "task, or remove it"
+    ]
+
+
 def test_which_value_is_best_needs_a_figure() -> None:
     stage = {"evaluate": "{tasks: [retrieval]}"}
     assert problems(stage, checkpoint="{keep_best: 'retrieval/image->text R@1', best_is: lowest}") == []

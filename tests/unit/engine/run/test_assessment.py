@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ from engine.disk.checkpoint import SavedLayout, TrainerState
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import StageFolder
 from engine.plan.evaluation import LOWER_IS_BETTER
-from engine.plan.plan import CheckpointConfig
+from engine.plan.plan import CheckpointConfig, EvaluationPlan
 from engine.plan.schema import kinds
 from engine.processes import ranks
 from engine.run import resumption
@@ -44,6 +45,19 @@ def test_a_neighbour_that_has_ended_is_no_failed_evaluation(
     assert {step: text.partition(": Conn")[0] for step, text in read_failed(folder.unevaluated).items()} == kept
 
 
+def assessment_of(checkpoint: CheckpointConfig, folder: Path, own: str | None = None) -> Assessment:
+    nothing, stage = cast(Any, None), cast(Any, SimpleNamespace(evaluate=EvaluationPlan(keep_best=own)))
+    return Assessment(nothing, stage, nothing, StageFolder(folder), checkpoint)
+
+
+def test_a_stage_may_have_a_best_figure_of_its_own(tmp_path: Path) -> None:
+    shared = CheckpointConfig(keep_best="retrieval/image->text R@1")
+    assert assessment_of(shared, tmp_path).best_of == "highest retrieval/image->text R@1"
+    assert assessment_of(shared, tmp_path, "options/mean rank").best_of == "lowest options/mean rank"
+    assert assessment_of(CheckpointConfig(), tmp_path, "options/mean rank").best_of == "lowest options/mean rank"
+    assert assessment_of(CheckpointConfig(), tmp_path).best_of is None
+
+
 @pytest.mark.parametrize(
     ("figure", "best_is", "values", "kept"),
     [
@@ -53,14 +67,14 @@ def test_a_neighbour_that_has_ended_is_no_failed_evaluation(
         ("sentiment/correlation", "auto", [-0.1, 0.4, 0.3], [-0.1, 0.4]),
         ("routing/dropped, image", "lowest", [0.2, 0.1, 0.3], [0.2, 0.1]),
         ("sentiment/MAE", "highest", [1.2, 1.3, 0.9], [1.2, 1.3]),
-        ("sentiment/MAE", "auto", [math.nan, 1.2, math.nan, 1.1], [1.2, 1.1]),
+        ("sentiment/MAE", "auto", [math.nan, 1.2, None, -math.inf, 1.1], [1.2, 1.1]),
     ],
 )
 def test_the_best_checkpoint_is_the_lowest_of_errors_and_ranks(
-    figure: str, best_is: Any, values: list[float], kept: list[float], tmp_path: Path
+    figure: str, best_is: Any, values: list[float | None], kept: list[float], tmp_path: Path
 ) -> None:
     checkpoint = CheckpointConfig(keep_best=figure, best_is=best_is)
-    assessment = Assessment(*(cast(Any, None),) * 3, StageFolder(tmp_path), checkpoint)
+    assessment = assessment_of(checkpoint, tmp_path)
     found, best = [], None
     for value in values:
         if (better := assessment.better({figure: value, "other": 9.0}, best)) is not None:
@@ -96,6 +110,6 @@ def test_the_best_of_another_figure_is_forgotten(
     position = {"position": {}, "mixture": {}}
     monkeypatch.setattr(resumption, "load_checkpoint", lambda *_: (saved, position))
     monkeypatch.setattr(resumption.LoaderState, "from_json", lambda given: given)
-    assessment = Assessment(*(cast(Any, None),) * 3, StageFolder(tmp_path), now)
+    assessment = assessment_of(now, tmp_path)
     state = resumption.resume(StageFolder(tmp_path), cast(Any, None), layout, assessment, print).state
     assert (state.step, state.best, state.best_step) == (4, best, None if best is None else 2)
