@@ -13,6 +13,7 @@ _FIELDS: Mapping[str, Sequence[str]] = {
         *("max_grad_norm", "max_norm"),
     ),
     "optimizer.layer_decay": ("layer_decay", "layerwise_decay", "llrd"),
+    "optimizer.new_head_lr_scale": ("lr_mult_head",),
     "epochs": ("max_epochs", "n_epochs", "num_epochs", "num_train_epochs", "train_epochs"),
     "steps": ("iterations", "iters", "max_iters", "max_steps", "num_steps", "total_steps", "train_steps"),
     "batch.micro_batch_size_per_gpu": (
@@ -30,6 +31,8 @@ _FIELDS: Mapping[str, Sequence[str]] = {
     "loader.num_workers": ("dataloader_num_workers", "num_workers", "workers"),
     "checkpoint.every": ("save_every", "save_freq", "save_interval", "save_steps"),
     "checkpoint.keep_last": ("keep_last", "save_total_limit"),
+    "checkpoint.keep_best": ("best_metric", "metric_for_best_model"),
+    "checkpoint.best_is": ("greater_is_better",),
     "evaluate": ("eval", "evaluation", "evaluations"),
     "evaluate.every": ("eval_every", "eval_interval", "eval_steps", "val_check_interval"),
     "logging.every": ("log_every", "log_every_n_steps", "log_interval", "logging_steps"),
