@@ -1,4 +1,4 @@
-"""``omnivl data``: build data sets, inspect shards, convert other formats into shards."""
+"""``omnivl data``: build data sets, inspect and compare shards, convert other formats into shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +9,16 @@ import typer
 from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.data_build import app as build_app
 from launcher.commands.data_convert import app as convert_app
+from launcher.commands.data_overlap import overlap
 from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
 from omnivl.shown import printable_json
 
-app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Build, inspect, compare and convert data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(build_app, name="build")
 app.add_typer(convert_app, name="convert")
+app.command("overlap")(overlap)
 
 _CHART_ROWS = 6
 

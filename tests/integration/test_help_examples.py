@@ -36,7 +36,10 @@ LONG = (
 )
 """Beginnings of those that take long, or read what a run has trained."""
 
-TRAINED = ("omnivl sweep run configs/sweeps/emoji_sizes.yaml",)
+TRAINED = (
+    "omnivl sweep run configs/sweeps/emoji_sizes.yaml",
+    "omnivl data overlap emoji --test emoji --test-where '{label: [bugs]}' --run runs/quickstart --json",
+)
 """Further ones that do, which are no beginnings."""
 
 FINDS_SOMETHING = ("omnivl upgrade plan.yaml",)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from launcher.commands.data import app
 from launcher.commands.data_convert import parse_splits
 from omnivl.data.emoji import build
-from omnivl.errors import DataError
+from omnivl.errors import DataError, UserError
 
 runner = CliRunner()
 
@@ -191,3 +191,30 @@ def test_build_icons_from_an_archive(tmp_path):
     with pytest.raises(DataError) as caught:
         run(*words, "--licences", "any")
     assert str(caught.value) == "--licences any: allowed: free, share-alike, non-free, unclear"
+
+
+def test_overlap_of_a_test_set_with_training_data(pictures, tmp_path):
+    for name, folder in (("train", pictures), ("test", pictures / "cat")):
+        run("convert", "folder", folder, "--out", tmp_path / name, "--text", "caption")
+    out, page = tmp_path / "pairs.jsonl", tmp_path / "page.html"
+    words = ("overlap", tmp_path / "train", "--test", tmp_path / "test", "--out", out, "--min-words", "2")
+    counts = json.loads(run(*words, "--html", page, "--json"))
+    assert (counts["training_samples"], counts["test_samples"], counts["threshold"]) == (6, 3, 0.9)
+    assert counts["test_pictures_found_as_the_same_file"] == counts["test_samples_with_a_text_found"] == 3
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["what"] for line in lines] == ["picture", "text"] * 3
+    assert page.read_text().count('<div class="pair">') == 6
+    assert "test samples with both" in run(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threshold", "0"), "--threshold: got 0.0; allowed: above 0 and at most 1; change it"),
+        (("--media", "sound"), "--media: got 'sound'"),
+        (("--test-where", "[x]"), "allowed is a mapping"),
+    ],
+)
+def test_what_an_overlap_refuses(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run("overlap", "emoji", "--test", "emoji", "--out", tmp_path / "pairs.jsonl", *words)
