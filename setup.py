@@ -55,7 +55,7 @@ setup(
         "gpu": ["megablocks[gg]>=0.7"],
         "pictures": ["kaleido>=1"],
         "mpi": ["mpi4py>=4", "openmpi>=5"],
-        "tasks": ["peft>=0.11", "pycocoevalcap>=1.2", "pycocotools>=2.0.7"],
+        "tasks": ["pycocoevalcap>=1.2", "pycocotools>=2.0.7"],
         "dev": [
             "codespell>=2.3",
             "import-linter>=2.1",
