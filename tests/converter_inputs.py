@@ -157,7 +157,7 @@ def gqa(folder: Path) -> None:
         "question": "Is the dog red?",
         "imageId": "n16",
         "isBalanced": True,
-        "groups": {"global": None, "local": "10-dog_red"},
+        "groups": {"global": "color", "local": "10-dog_red"},
         "answer": "yes",
         "semanticStr": "select: dog",
         "annotations": {"answer": {}, "question": {"2": "n16"}, "fullAnswer": {}},

@@ -11,6 +11,7 @@ NOT_DRAWN = ("step", "skipped")
 """Numbers of a line of metrics that are no figures: their place, and a count that the report says in words."""
 
 _OBJECTIVES: Mapping[str, str] = {
+    "choose": "choice among options",
     "classify": "classification",
     "clip": "CLIP",
     "itc": "ITC",
@@ -21,7 +22,12 @@ _OBJECTIVES: Mapping[str, str] = {
     "mfm": "MFM",
     "mlm": "MLM",
     "mrm": "MRM",
+    "locate": "boxes",
     "prefix_lm": "PrefixLM",
+    "recognize": "recognition",
+    "region": "choice among boxes",
+    "regress": "numbers",
+    "segment": "masks",
     "univlc": "UniVLC",
     "vlm": "VLM",
     "vqa": "VQA",

@@ -30,7 +30,9 @@ _HELD_OUT = 5
 """One of so many pairs is held out."""
 
 _MAX_SPRITES = 1024
-_MAX_ATTEMPTS = 200
+_MAX_ATTEMPTS = 2_000
+_MAX_TRIED = 100
+"""Draws after which a scene is begun anew."""
 
 
 class Cast:
@@ -100,7 +102,9 @@ class Cast:
             avoid: Names that must not be among them.
         """
         found: list[Wanted] = []
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
+            if attempt % _MAX_TRIED == _MAX_TRIED - 1:
+                found.clear()  # those that were drawn may leave no other that goes with all of them
             names = self.novel if self._part == "concepts" and not found else self.known
             name = names[int(random.integers(len(names)))]
             taken = [one.name for one in found]

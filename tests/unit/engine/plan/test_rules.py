@@ -203,11 +203,11 @@ STAGE_CASES = {
     ),
     "tasks_can_be_done: routers": (
         {"evaluate": "{tasks: [retrieval, routing]}"},
-        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' for a stage that has no routers in its 'dense' feed-forward layers; allowed 'retrieval', 'zero_shot'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' for a stage that has no routers in its 'dense' feed-forward layers; allowed 'retrieval', 'zero_shot', 'neighbors'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
     ),
     "tasks_can_be_done: too few layers": (
         {"evaluate": "{tasks: [routing]}", "model": "{ffn: {kind: limoe, every: 9}}"},
-        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' for a stage that has no routers in its 'limoe' feed-forward layers; allowed 'retrieval', 'zero_shot'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
+        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' for a stage that has no routers in its 'limoe' feed-forward layers; allowed 'retrieval', 'zero_shot', 'neighbors'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
     ),
     "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
@@ -335,11 +335,11 @@ STAGE_CASES = {
     ),
     "tasks_can_be_done: of the curve": (
         {"evaluate": "{curve: {tasks: [retrieval, caption]}}"},
-        "p:7: stages.0.evaluate.curve.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot'; add the objective 'lm', or remove the task",
+        "p:7: stages.0.evaluate.curve.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot', 'neighbors'; add the objective 'lm', or remove the task",
     ),
     "tasks_can_be_done": (
         {"evaluate": "{tasks: [retrieval, caption]}"},
-        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot'; add the objective 'lm', or remove the task",
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot', 'neighbors'; add the objective 'lm', or remove the task",
     ),
     "tasks_can_be_done: embeddings": (
         {"objectives": "[mlm]", "evaluate": "{tasks: [{kind: zero_shot, name: labels}]}"},

@@ -161,9 +161,9 @@ def test_it_trains_on_towers_with_a_decoder_as_well():
         assert (parameter.grad is None) == (id(parameter) in idle), name
 
 
-def test_it_acts_on_pairs_with_a_text_of_their_own():
+def test_it_acts_on_what_has_a_text_of_its_own_and_shows_something():
     acting = [kind for kind in DATA_KINDS if VQA().demands(kind, 2) is not None]
-    assert acting == ["image_text", "video_text"]
+    assert acting == ["image_text", "video_text", "images_text"]
 
 
 def test_the_list_may_lie_in_a_file(tmp_path):

@@ -123,6 +123,7 @@ def test_gqa(tmp_path):
         "semantic": "attr",
         "detailed": "verifyAttr",
         "group": "10-dog_red",
+        "global_group": "color",
         "entailed": ["02", "03"],
         "equivalent": ["01"],
         "balanced": True,
@@ -135,11 +136,11 @@ def test_gqa(tmp_path):
     (tmp_path / "gqa/val_balanced_questions.json").rename(folder / "train_all_questions_0.json")
     several = read(tmp_path, "gqa", questions=folder, images=tmp_path / "gqa/images")
     assert [fields["split"] for fields in several.values()] == ["train", "train"]
-    assert "global_group" not in several["01"], "null in the file"
+    assert (several["01"]["group"], several["01"]["global_group"]) == ("10-dog_red", "color")
     path = folder / "train_all_questions_0.json"
-    path.write_text(path.read_text().replace('"global": null', '"global": "color"'))
-    grouped = read(tmp_path, "gqa", questions=folder, images=tmp_path / "gqa/images")
-    assert (grouped["01"]["group"], grouped["01"]["global_group"]) == ("10-dog_red", "color")
+    path.write_text(path.read_text().replace('"global": "color"', '"global": null'))
+    without = read(tmp_path, "gqa", questions=folder, images=tmp_path / "gqa/images")
+    assert without["01"]["group"] == "10-dog_red" and "global_group" not in without["01"]
 
 
 def test_questions_of_visual_genome(tmp_path):
