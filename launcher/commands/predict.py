@@ -89,7 +89,7 @@ def _choose(trained: Trained, name: str, config: Path | None, overrides: list[st
     """The one task of that name or kind.
 
     Raises:
-        UserError: There is none, there are several, or it predicts nothing of single samples.
+        UserError: There is none, there are several, or it predicts nothing without what is right.
     """
     tell = partial(say, err=True)
     found = choose_tasks(trained, (name,), config, overrides, tell, "--task")
@@ -101,7 +101,7 @@ def _choose(trained: Trained, name: str, config: Path | None, overrides: list[st
     if not isinstance(chosen, PredictingTask):
         able = [kind for kind, one in kinds(TaskConfig).items() if issubclass(one, PredictingTask)]
         raise UserError(
-            f"--task: got {name!r}, which is of kind {chosen.kind!r} and predicts nothing of single samples; allowed "
-            f"are tasks of the kinds {', '.join(map(repr, able))}; name one of them"
+            f"--task: got {name!r}, which is of kind {chosen.kind!r} and predicts nothing without what is right; "
+            f"allowed are tasks of the kinds {', '.join(map(repr, able))}; name one of them"
         )
     return replace(chosen, predictions=True)

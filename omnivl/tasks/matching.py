@@ -8,14 +8,14 @@ import torch
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
-from omnivl.tasks.ranking import metrics_of, scores_of_ranks
+from omnivl.tasks.predicting import KeepingTask
+from omnivl.tasks.ranking import first_texts, metrics_of, scores_of_ranks
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.scorers.recall import Ranked, Relevance, ranks_both_ways
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class MatchingTask(Task):
+class MatchingTask(KeepingTask):
     """Retrieval in both directions with R@1, R@5, R@10 and the median rank, for models without contrastive embeddings.
 
     Every picture goes through the model with every text: N pictures with distinct captions cost N * N passes.
@@ -51,11 +51,12 @@ class MatchingTask(Task):
         )
         columns_of = {text: place for place, text in enumerate(texts)}
         relevance = Relevance(tuple((columns_of[caption],) for caption in captions), len(texts))
-        similarity = scores.numpy()
-        of_pictures, of_texts = ranks_both_ways(lambda part: similarity[part], relevance)
+        rows = scores.numpy().__getitem__
+        of_pictures, of_texts = ranks_both_ways(rows, relevance)
         return TaskResult(
             (
                 *scores_of_ranks(self.name, f"{self.media}->text", [Ranked(of_pictures, relevance)]),
                 *scores_of_ranks(self.name, f"text->{self.media}", [Ranked(of_texts, relevance.transposed())]),
-            )
+            ),
+            files=self.kept(pictures, first_texts(texts, rows, relevance)),
         )

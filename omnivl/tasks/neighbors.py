@@ -1,5 +1,6 @@
 """k-NN classification by visual embeddings, without any training of a head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -11,12 +12,13 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.classification import commonest
 from omnivl.tasks.needs import Embeddings, Need
-from omnivl.tasks.results import TaskResult, mean_score
-from omnivl.tasks.task import Samples, Task, Where
+from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.results import mean_score
+from omnivl.tasks.task import Samples, Where
 
 
 @dataclass(frozen=True)
-class NeighborsTask(Task):
+class NeighborsTask(PredictingTask):
     """Share of samples whose class the nearest labelled samples vote for.
 
     Each of the ``k`` nearest neighbours votes for its class with the weight exp(similarity / temperature).
@@ -55,13 +57,17 @@ class NeighborsTask(Task):
         known = Samples(("known",), self.source, self.media, self.known, self.reads, self.most_known)
         return (*super().samples, known)
 
-    def run(self, encoder: Encoder) -> TaskResult:
-        """Votes.
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """See ``PredictingTask``."""
+        return ("label",)
+
+    def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
+        """See ``PredictingTask``: the ``label`` with the most votes.
 
         Raises:
             DataError: A query is among the labelled samples.
         """
-        pictures = self.picture_set(encoder)
         given = self.media, self.known, encoder.model.inputs, self.most_known, self.reads
         known = PictureSet(self.source, *given)
         if shared := {sample.where for sample in pictures.samples} & {sample.where for sample in known.samples}:
@@ -78,7 +84,14 @@ class NeighborsTask(Task):
             similarity, nearest = (queries[start : start + 1024] @ keys.T).topk(min(self.k, len(keys)), dim=1)
             weights = (similarity.double() / self.temperature).exp()
             votes[start : start + 1024].scatter_add_(1, labels[nearest], weights)
-        found = [classes[place] for place in votes.argmax(dim=1).tolist()]
-        truth = [str(sample.label) for sample in pictures.samples]
-        right = [one == own for one, own in zip(found, truth, strict=True)]
-        return TaskResult((mean_score(self.name, "accuracy", right, chance=commonest(truth)),))
+        return [{"label": classes[place]} for place in votes.argmax(dim=1).tolist()]
+
+    def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
+        """See ``PredictingTask``: the samples' own labels."""
+        return [str(sample.label) for sample in pictures.samples]
+
+    def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[str], encoder: Encoder) -> Judged:
+        """See ``PredictingTask``."""
+        right = [one["label"] == own for one, own in zip(predicted, truth, strict=True)]
+        accuracy = mean_score(self.name, "accuracy", right, chance=commonest(truth))
+        return Judged((accuracy,), [{"right": one} for one in right])

@@ -6,7 +6,7 @@ asked about, what was predicted, and in an evaluation what is right.
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class PredictingTask(Task):
-    """Base of tasks that predict something of each sample by a trained head.
+class KeepingTask(Task):
+    """Base of tasks that can keep what they predict of each sample.
 
     Attributes:
         predictions: Whether to keep what was predicted of every sample: a line of JSON for each in
@@ -52,6 +52,26 @@ class PredictingTask(Task):
     """
 
     predictions: bool = False
+
+    def kept(
+        self, pictures: PictureSet, found: Iterable[tuple[Line, Line]], asked: Sequence[str | None] | None = None
+    ) -> tuple[ResultFile, ...]:
+        """The file of predictions; none where ``predictions`` is false.
+
+        Args:
+            pictures: N samples.
+            found: Of each what was predicted, and ``truth``, ``right``, and what else an evaluation says of it.
+            asked: The text that the model was asked about with each, None where there is none.
+        """
+        if not self.predictions:
+            return ()
+        lines = _lines(pictures, [None] * len(pictures) if asked is None else asked, found)
+        return (ResultFile(PREDICTIONS, partial(_write, lines)),)
+
+
+@dataclass(frozen=True)
+class PredictingTask(KeepingTask):
+    """Base of tasks that predict something of each sample without a look at what is right of any."""
 
     @property
     @abstractmethod
@@ -106,11 +126,9 @@ class PredictingTask(Task):
         asked, truth = self.asked(pictures), self.truth(pictures, encoder)  # before the predictions, which take long
         predicted = self.predict(pictures, encoder)
         judged = self.judge(pictures, predicted, truth, encoder)
-        files: tuple[ResultFile, ...] = ()
-        if self.predictions:
-            right = [{"truth": one, **own} for one, own in zip(truth, judged.each, strict=True)]
-            files = (ResultFile(PREDICTIONS, partial(_write, _lines(pictures, asked, predicted, right))),)
-        return TaskResult(judged.scores, judged.galleries, files)
+        right = ({"truth": one, **own} for one, own in zip(truth, judged.each, strict=True))
+        kept = self.kept(pictures, zip(predicted, right, strict=True), asked)
+        return TaskResult(judged.scores, judged.galleries, kept)
 
     def unjudged(self, encoder: Encoder) -> PictureSet:
         """The samples of the task, also those that lack what is right.
@@ -132,7 +150,7 @@ class PredictingTask(Task):
             DataError: A sample lacks what the model is asked with.
         """
         asked = self.asked(pictures)
-        return _lines(pictures, asked, self.predict(pictures, encoder), [{}] * len(pictures))
+        return _lines(pictures, asked, ((found, {}) for found in self.predict(pictures, encoder)))
 
 
 def identifiers(sample: Sample) -> dict[str, Any]:
@@ -150,14 +168,12 @@ def json_lines(lines: Sequence[Line]) -> str:
     return "".join(json.dumps(line, default=_plain) + "\n" for line in lines)
 
 
-def _lines(
-    pictures: PictureSet, asked: Sequence[str | None], predicted: Sequence[Line], right: Sequence[Line]
-) -> list[Line]:
+def _lines(pictures: PictureSet, asked: Sequence[str | None], found: Iterable[tuple[Line, Line]]) -> list[Line]:
     """Where each sample is, what was asked, what was predicted, and what is right where that is known."""
-    rows = zip(pictures.samples, asked, predicted, right, strict=True)
+    rows = zip(pictures.samples, asked, found, strict=True)
     return [
-        {**identifiers(sample), **({} if text is None else {"text": text}), **found, **truth}
-        for sample, text, found, truth in rows
+        {**identifiers(sample), **({} if text is None else {"text": text}), **predicted, **right}
+        for sample, text, (predicted, right) in rows
     ]
 
 

@@ -1,15 +1,27 @@
-"""Scores of retrieval: recalls with chance and baseline, and the median rank.
+"""Scores of retrieval: recalls with chance and baseline, and the median rank. Also what is found for each query.
 
 Shapes: Q queries, C candidates.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from omnivl.tasks.results import Score, mean_score
-from omnivl.tasks.scorers.recall import PLACES, Ranked, chance_of, median_rank, recall_at, values_of_folds
+from omnivl.tasks.scorers.recall import (
+    PLACES,
+    Ranked,
+    Relevance,
+    Rows,
+    best_ranks,
+    chance_of,
+    median_rank,
+    recall_at,
+    values_of_folds,
+)
 
 
 def metrics_of(direction: str) -> tuple[str, ...]:
@@ -48,6 +60,30 @@ def scores_of_ranks(
     median, count = _mean([median_rank(fold.ranks) for fold in found]), sum(len(fold.ranks) for fold in found)
     beside = None if baseline is None else median_rank(baseline)
     return [*scores, Score(name, of_median, median, None, beside, count, graded=False)]
+
+
+def first_texts(
+    texts: Sequence[str], rows: Rows, relevance: Relevance, most: int = PLACES[-1]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The texts that are found for each query, and what is right.
+
+    Args:
+        texts: The candidates.
+        rows: The similarity matrix by its rows.
+        relevance: What is relevant.
+        most: How many texts are named.
+
+    Yields:
+        ``texts`` and their ``scores``, the most similar first; and ``truth``, all relevant texts, the ``rank`` of the
+        best of them from 1, and whether it is the first one, ``right``.
+    """
+    for part in relevance.blocks():
+        block, own = rows(part), relevance.candidates[part]
+        ranks, best = best_ranks(block, relevance.rows(part)), torch.from_numpy(block).topk(min(most, len(texts)))
+        found = zip(best.indices.tolist(), best.values.tolist(), ranks.tolist(), own, strict=True)
+        for columns, scores, rank, relevant in found:
+            right = {"truth": [texts[one] for one in relevant], "rank": rank, "right": rank == 1}
+            yield {"texts": [texts[one] for one in columns], "scores": scores}, right
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,7 +18,8 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import metrics_of, scores_of_ranks
+from omnivl.tasks.predicting import KeepingTask
+from omnivl.tasks.ranking import first_texts, metrics_of, scores_of_ranks
 from omnivl.tasks.reranking import matching_of_pictures, matching_of_texts, reranked
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
 from omnivl.tasks.scorers.recall import (
@@ -31,13 +32,12 @@ from omnivl.tasks.scorers.recall import (
     ranks_both_ways,
     ranks_of,
 )
-from omnivl.tasks.task import Task
 
 _RERANKED = ", re-ranked"
 
 
 @dataclass(frozen=True)
-class RetrievalTask(Task):
+class RetrievalTask(KeepingTask):
     """Retrieval both ways between pictures or clips and texts, with R@1, R@5, R@10 and the median rank.
 
     Attributes:
@@ -114,7 +114,9 @@ class RetrievalTask(Task):
         if folds:
             parts = [whole.within(fold) for fold in folds]
             scores += self._scores(parts, [self._rankings(part, encoder) for part in parts], self._folded)
-        return TaskResult(tuple(scores), _galleries(self, whole, *ranked[-1]) if self.gallery else ())
+        of_pictures, of_texts = ranked[-1]
+        galleries = _galleries(self, whole, of_pictures, of_texts) if self.gallery else ()
+        return TaskResult(tuple(scores), galleries, self.kept(pictures, first_texts(texts, of_pictures, relevance)))
 
     def _rankings(self, compared: "_Compared", encoder: Encoder) -> list[tuple[Rows, Rows]]:
         """Similarities from pictures to texts and from texts to pictures; those that are re-ranked come last."""

@@ -14,13 +14,13 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
+from omnivl.tasks.predicting import KeepingTask
 from omnivl.tasks.results import TaskResult, mean_score
 from omnivl.tasks.scorers.recall import LARGEST_BLOCK
-from omnivl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class ZeroShotTask(Task):
+class ZeroShotTask(KeepingTask):
     """Zero-shot classification: the class with the nearest prompts. On ``motion`` clips this is motion recognition.
 
     Attributes:
@@ -64,7 +64,9 @@ class ZeroShotTask(Task):
             chance=1 / len(classes),
             baseline=None if self.baseline is None else _pixel_accuracy(self.baseline, pictures, labels, encoder),
         )
-        return TaskResult((score,))
+        found = [classes[place] for place in predicted.tolist()]
+        lines = (({"label": one}, {"truth": own, "right": one == own}) for one, own in zip(found, labels, strict=True))
+        return TaskResult((score,), files=self.kept(pictures, lines))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a label."""

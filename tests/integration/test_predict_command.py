@@ -174,8 +174,8 @@ def test_mistakes_are_named_before_anything_is_computed(folder: Path, tmp_path: 
         "--task: got 'options'; allowed is one task, and it stands for 'vcr', 'visdial'; name one of them"
     )
     assert mistaken("--task", "all").startswith(
-        "--task: got 'all', which is of kind 'retrieval' and predicts nothing of single samples; allowed are tasks of "
-        "the kinds 'caption', 'vqa', "
+        "--task: got 'all', which is of kind 'retrieval' and predicts nothing without what is right; allowed are tasks "
+        "of the kinds 'neighbors', 'caption', 'vqa', "
     )
     assert mistaken("--task", "vqa", "--format", "coco").startswith("--format: got 'coco', which needs 'caption'")
     assert mistaken("--task", "grounding").endswith(

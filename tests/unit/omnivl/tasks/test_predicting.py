@@ -23,13 +23,17 @@ from omnivl.tasks import (
     CaptionTask,
     ClassificationTask,
     GroundingTask,
+    MatchingTask,
+    NeighborsTask,
     OptionsTask,
     PredictingTask,
+    RetrievalTask,
     SegmentationTask,
     SentimentTask,
     VQATask,
+    ZeroShotTask,
 )
-from omnivl.tasks.predicting import PREDICTIONS, json_lines
+from omnivl.tasks.predicting import PREDICTIONS, KeepingTask, json_lines
 from omnivl.tasks.results import write_files
 from omnivl.tasks.run import run_tasks
 from omnivl.tasks.scorers.masks import run_lengths
@@ -42,7 +46,7 @@ TRUTH = ("answer", "answers", "option", "rationale", "box", "sentiment", "releva
 """Fields that say what is right."""
 
 
-def kept(task: PredictingTask, encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
+def kept(task: KeepingTask, encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     """The lines that an evaluation writes."""
     results = run_tasks([replace(task, predictions=True)], encoder)
     (path,) = write_files(results, folder, "evaluation-")
@@ -229,3 +233,65 @@ def test_predictions_do_not_need_what_is_right(
     own = {"where", "question_id", "text", *replace(task, predictions=True).predicts}
     assert lines == [{name: value for name, value in line.items() if name in own} for line in judged]
     assert all(set(line) == own for line in lines)
+
+
+class Knowing(Encoder):
+    """Fruit lies at "fruit" and "grapes", anything else at the other texts; "grapes" matches everything."""
+
+    def pictures(self, pictures: PictureSet) -> Tensor:
+        return torch.stack([torch.eye(2)[int(sample.label == "fruit")] for sample in pictures.samples])
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([torch.eye(2)[int(text in ("fruit", "grapes"))] for text in texts])
+
+    def predict(
+        self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
+    ) -> Tensor:
+        assert candidates is not None
+        return torch.stack([torch.tensor([float(texts[one] == "grapes") for one in row]) for row in candidates])
+
+
+def knowing(kind: type[Knowing] = Knowing) -> Encoder:
+    made = encoder_of(VQA(answers=("a", "b")))
+    return kind(made.chain, made.model, made.tokenizer, made.gather, made.device)
+
+
+def test_classes_without_a_trained_head(tmp_path: Path) -> None:
+    labels = {"label": ("fruit", "drink")}
+    where = {**labels, "style": ("twemoji",)}
+    tasks = NeighborsTask(where=where, known={**labels, "style": ("noto",)}, k=5), ZeroShotTask(where=where)
+    for task in tasks:
+        lines = kept(task, knowing(), tmp_path)
+        assert {line["label"] for line in lines} == {"fruit", "drink"}
+        assert all(line["truth"] == line["label"] and line["right"] for line in lines)
+
+
+def test_texts_that_are_found(tmp_path: Path) -> None:
+    """The first ten of each picture; ties count against it."""
+    where = {"label": ("fruit",), "style": ("twemoji",)}
+    for task in (RetrievalTask(where=where), MatchingTask(where=where)):
+        lines = kept(task, knowing(), tmp_path)
+        assert len(lines) > 10 and all(len(line["texts"]) == len(line["scores"]) == 10 for line in lines)
+        assert {(line["texts"][0], line["scores"][0], line["scores"][1]) for line in lines} == {("grapes", 1.0, 0.0)}
+        ranks = {line["truth"][0]: (line["rank"], line["right"]) for line in lines}
+        assert ranks.pop("grapes") == (1, True) and set(ranks.values()) == {(len(lines), False)}
+
+
+class Contrary(Knowing):
+    """Its head says the opposite of its embeddings."""
+
+    def predict(self, *given: Any, **named: Any) -> Tensor:
+        return -40 * super().predict(*given, **named)
+
+
+def test_texts_that_are_found_are_those_that_are_reranked(tmp_path: Path) -> None:
+    """By the cosine "grapes" is the first of three that are re-ranked; ranks are those of the figure."""
+    task = RetrievalTask(where={"label": ("fruit",), "style": ("twemoji",)}, rerank=3)
+    encoder = knowing(Contrary)
+    lines = kept(task, encoder, tmp_path)
+    (result,) = run_tasks([task], encoder)
+    figures = {score.metric: score.value for score in result.scores}
+    assert {(line["texts"].index("grapes"), line["scores"][0]) for line in lines} == {(2, 0.0)}
+    assert lines[0]["scores"][2] == pytest.approx(1 / 0.07 - 40)
+    assert np.mean([line["rank"] <= 5 for line in lines]) == figures["image->text, re-ranked R@5"]
+    assert figures["image->text, re-ranked R@5"] != figures["image->text R@5"]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from omnivl.tasks.ranking import metrics_of, scores_of_ranks
+from omnivl.tasks.ranking import first_texts, metrics_of, scores_of_ranks
+from omnivl.tasks.scorers import recall
 from omnivl.tasks.scorers.recall import Ranked, Relevance
 
 
@@ -32,3 +33,25 @@ def test_a_baseline_and_what_queries_share() -> None:
     assert shared[0].interval == (0.5, 0.5)
     assert plain[0].interval is not None
     assert plain[0].interval[0] < 0.4
+
+
+def test_first_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most similar first; the rank is of the best of several right ones, and ties are against it."""
+    similarity = np.array([[0.1, 0.5, 0.3], [0.2, 0.4, 0.6], [0.7, 0.1, 0.7]], dtype=np.float32)
+    relevance = Relevance(((0, 2), (2,), (0,)), 3)
+    whole = list(first_texts(("a", "b", "c"), similarity.__getitem__, relevance, most=2))
+    assert [one["texts"] for one, _ in whole[:2]] == [["b", "c"], ["c", "b"]] and set(whole[2][0]["texts"]) == {
+        "a",
+        "c",
+    }
+    assert np.array([one["scores"] for one, _ in whole]) == pytest.approx(
+        np.array([[0.5, 0.3], [0.6, 0.4], [0.7, 0.7]])
+    )
+    assert [right for _, right in whole] == [
+        {"truth": ["a", "c"], "rank": 2, "right": False},
+        {"truth": ["c"], "rank": 1, "right": True},
+        {"truth": ["a"], "rank": 2, "right": False},
+    ]
+    monkeypatch.setattr(recall, "LARGEST_BLOCK", 3)
+    assert list(first_texts(("a", "b", "c"), similarity.__getitem__, relevance, most=2)) == whole, "row by row"
+    assert len(next(first_texts(("a", "b", "c"), similarity.__getitem__, relevance))[0]["texts"]) == 3
