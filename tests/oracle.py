@@ -19,7 +19,7 @@ TOKENIZER = load_tokenizer("emoji")
 MODEL = replace(
     OmniVL.presets["tiny"],
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "alignment_layers": 1},
-    **{"generation_layers": 1, "image_size": 32, "video_size": 32, "patch_size": 8, "text_length": 20, "num_frames": 8},
+    **{"generation_layers": 1, "image_size": 32, "video_size": 32, "patch_size": 8, "text_length": 64, "num_frames": 8},
     **{"vocab_size": TOKENIZER.special.vocab_size},
 )
 FOOD = {"style": ("fluent",), "group": ("food & drink",), "part": ("test",)}
@@ -43,11 +43,11 @@ class Oracle(Encoder):
         return torch.stack(said)
 
 
-def encoder_of(*objectives: Objective, says: Says | None = None) -> Encoder:
+def encoder_of(*objectives: Objective, says: Says | None = None, model: OmniVL = MODEL) -> Encoder:
     torch.manual_seed(0)
-    chain = build_chain(MODEL, objectives, TOKENIZER.special)
+    chain = build_chain(model, objectives, TOKENIZER.special)
     made = (Encoder if says is None else Oracle)(
-        chain, MODEL, TOKENIZER, LocalGather(), torch.device("cpu"), batch_size=8
+        chain, model, TOKENIZER, LocalGather(), torch.device("cpu"), batch_size=8
     )
     if says is not None:
         object.__setattr__(made, "says", says)

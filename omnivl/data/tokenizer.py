@@ -114,6 +114,11 @@ class TextReader:
         """int64 ``[B, length]``: the start, the words, the end, cut or padded."""
         return self.tokenizer.encode(texts, self.length)
 
+    def fits(self, text: str) -> bool:
+        """Whether ``encode`` cuts nothing of a text."""
+        ids: list[int] = self.tokenizer.encode([text], self.length + 1)[0].tolist()  # a cut text ends at the last place
+        return ids.index(self.tokenizer.special.sep, 1) < self.length
+
     def words(self, text: str) -> list[int]:
         """The ids of a text without start and end, as many as there are."""
         special, length = self.tokenizer.special, 8

@@ -46,9 +46,14 @@ class Encoder:
     batch_size: int = 64
     readers: Mapping[str, TextReader] = field(default_factory=dict)
 
+    @property
+    def reader(self) -> TextReader:
+        """What the chain reads texts with."""
+        return TextReader(self.tokenizer, self.model.inputs.text_length)
+
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """int64 ``[len(texts), L]`` on the device."""
-        return torch.from_numpy(self.tokenizer.encode(texts, self.model.inputs.text_length)).to(self.device)
+        return torch.from_numpy(self.reader.encode(texts)).to(self.device)
 
     def pictures(self, pictures: PictureSet) -> Tensor:
         """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``, or ``[N, M, P]`` if each has several."""
@@ -138,8 +143,7 @@ class Encoder:
     @property
     def writings(self) -> dict[str, Writing]:
         """How the objectives that generate texts do so, by their keys."""
-        own = TextReader(self.tokenizer, self.model.inputs.text_length)
-        written = {key: one.writing(own, self.readers) for key, one in self.chain.objectives.items()}
+        written = {key: one.writing(self.reader, self.readers) for key, one in self.chain.objectives.items()}
         return {key: one for key, one in written.items() if one is not None}
 
     def rank(

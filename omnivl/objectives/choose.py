@@ -3,6 +3,7 @@
 Shapes: B samples, K options that a step scores, L text positions, D width of a pooled fused row.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,19 +20,23 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.fields import Field
+from omnivl.data.tokenizer import TextReader
 from omnivl.parts.linear import LayerNorm, Linear
 
 _RELEVANCE = "relevance"
 _NO_SCORE = -1e4
 """Score of an option that a sample lacks: far below any other, and finite."""
+_PIECE = re.compile(r"\s*(?:[^\s\u2e80-\U0010ffff]+|\S)")
+"""What is left out as a whole, with the blanks before it: words; single characters of scripts that have no blanks."""
 
 
 @dataclass(frozen=True)
 class Choose(Objective):
     """Which of several options goes with the text and the picture? Each is scored in a fused row of its own.
 
-    The text of a row is the sample's text and the option, one behind the other. A sample's field ``options`` holds its
-    options, ``option`` the index of the right one.
+    The text of a row is the sample's text and the option, one behind the other; if that is longer than the model's
+    texts, its first words are left out, never the option's. A sample's field ``options`` holds its options, ``option``
+    the index of the right one.
 
     Attributes:
         options: K, the options of a sample that a step scores: the right one, and others drawn anew in each step where
@@ -95,16 +100,24 @@ class Choose(Objective):
         """One fused row per text; see ``texts``."""
         return Demands(joins={self.key: Join()}, reads=frozenset({"pooled"}))
 
-    def texts(self, text: str, options: Sequence[str], before: Sequence[object] = ()) -> list[str]:
+    def texts(self, text: str, options: Sequence[str], reader: TextReader, before: Sequence[object] = ()) -> list[str]:
         """What the model reads for each option of a sample.
+
+        An option is whole in its text, behind as many of the last words of what stands before it as fit. Only one that
+        is longer by itself than the model's texts is left to be cut at its end, as any text.
 
         Args:
             text: The sample's text.
             options: Its options.
+            reader: What the texts are for.
             before: The values of ``context``.
         """
         begin = " ".join([*_words(before), text])
-        return [f"{begin} {option}" for option in options]
+        texts = [f"{begin} {option}" for option in options]
+        long = [place for place, one in enumerate(texts) if not reader.fits(one)]
+        for place, one in zip(long, _shortened(begin, [options[place] for place in long], reader), strict=True):
+            texts[place] = one
+        return texts
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Makes for each option ``{key}/{number}/token_ids`` int64 ``[B, L]``.
@@ -115,14 +128,14 @@ class Choose(Objective):
         order = np.argsort(context.uniforms(self.key, batch, self.most_options), axis=1)
         listed, rights = batch.fields[self.field], batch.fields[self.index]
         assert isinstance(rights, Tensor), "numbers are collated"
-        texts: list[list[str]] = []
+        reader, texts = context.readers["text"], list[list[str]]()
         for row in range(batch.size):
             options, right = listed[row], int(rights[row])
             assert isinstance(options, tuple), "options are a field with more than one value"
             others = [int(place) for place in order[row] if place < len(options) and place != right]
             chosen = sorted([right, *others[: self.options - 1]])  # in the sample's order, which tells nothing
             before = [batch.fields[name][row] for name in self.context]
-            own = self.texts(batch.captions[row], [str(options[place]) for place in chosen], before)
+            own = self.texts(batch.captions[row], [str(options[place]) for place in chosen], reader, before)
             texts.append(own + [""] * (self.options - len(own)))
             present[row, : len(own)] = True
             if self.loss_kind == "relevance":
@@ -131,7 +144,6 @@ class Choose(Objective):
                 shares[row, : len(own)] = relevance[chosen].softmax(dim=0)
             else:
                 shares[row, chosen.index(right)] = 1.0
-        reader = context.readers["text"]
         ids = [torch.from_numpy(reader.encode([own[number] for own in texts])) for number in range(self.options)]
         made = {f"{name}/token_ids": one for name, one in zip(self.segments, ids, strict=True)}
         return {**made, f"{self.key}/targets": shares, f"{self.key}/present": present}
@@ -182,6 +194,28 @@ class ChoiceHead(nn.Module):
         """fp32 ``[R]`` from ``[R, D]``."""
         scores: Tensor = self.output(self.norm(F.relu(self.hidden(pooled)))).float().squeeze(-1)
         return scores
+
+
+def _shortened(begin: str, options: Sequence[str], reader: TextReader) -> Iterator[str]:
+    """Options behind as many of the last words of ``begin`` as fit.
+
+    Each of them is as if it were alone: which others are drawn beside it does not change its text.
+    """
+    pieces = _PIECE.findall(begin) if options else []
+    tokens = np.cumsum([0, *(len(reader.words(piece)) for piece in reversed(pieces))])  # of the last 0, 1, ...
+
+    def behind(kept: int, option: str) -> str:
+        return f"{''.join(pieces[len(pieces) - kept :])} {option}".lstrip()
+
+    for option in options:
+        room = reader.length - 2 - len(reader.words(option))
+        kept = max(0, int(np.searchsorted(tokens, room, side="right")) - 1)
+        # Where tokens reach over pieces, a text has not quite the sum of their tokens.
+        while kept > 0 and not reader.fits(behind(kept, option)):
+            kept -= 1
+        while kept < len(pieces) and reader.fits(behind(kept + 1, option)):
+            kept += 1
+        yield behind(kept, option)
 
 
 def _words(values: Sequence[object]) -> Iterator[str]:

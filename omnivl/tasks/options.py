@@ -150,7 +150,8 @@ class OptionsTask(PredictingTask):
             if len(options) != count:
                 raise DataError(f"{sample.where} has {len(options)} options; allowed: {count}, as the first sample has")
             meta = sample.meta if answers is None else {**sample.meta, self.answer: answers[place]}
-            texts += objective.texts(caption, options, [meta.get(name) for name in objective.context])
+            before = [meta.get(name) for name in objective.context]
+            texts += objective.texts(caption, options, encoder.reader, before)
         candidates = torch.arange(len(texts)).view(len(pictures), count)
         return encoder.predict(key, pictures, texts, candidates).double().numpy()
 

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from omnivl.data.tokenizer import WordPieceTokenizer, load_tokenizer
+from omnivl.data.tokenizer import TextReader, WordPieceTokenizer, load_tokenizer
 from omnivl.errors import DataError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -22,6 +22,10 @@ def test_encoding_by_hand():
 def test_cut_texts_still_end():
     tokenizer = WordPieceTokenizer([*SPECIAL, *WORDS])
     assert tokenizer.encode(["a a a a a a"], 4).tolist() == [[2, 10, 10, 3]]
+    assert [TextReader(tokenizer, 4).fits(text) for text in ("", "a", "a a", "a a a", "a a a a a")] == [
+        *3 * [True],
+        *2 * [False],
+    ]
 
 
 def test_decode_is_the_inverse():

@@ -1,6 +1,7 @@
 """Heads of downstream tasks: losses by hand, and every one of them from generated scenes to gradients."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,17 +11,18 @@ from omnivl.architectures import ALBEF, Architecture, OmniVL, Unified, ViLT
 from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
-from omnivl.chain.objective import Heads, Objective
+from omnivl.chain.objective import Heads, Objective, PrepareContext
 from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind
+from omnivl.data.cached_encoder import CachedEncoder
 from omnivl.data.collate import Collator
 from omnivl.data.config import AugmentConfig, DataEntryConfig
 from omnivl.data.example import ExampleReader
 from omnivl.data.limits import DEFAULT_LIMITS
 from omnivl.data.sources import open_source
-from omnivl.data.tokenizer import TextReader, load_tokenizer
+from omnivl.data.tokenizer import TextReader, Tokenizer, load_tokenizer
 from omnivl.inference.predict import predict
 from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, Segment
 from omnivl.objectives.locate import centred, corners, overlaps
@@ -205,6 +207,59 @@ def test_options_are_drawn_anew_and_the_right_one_is_always_there() -> None:
     assert all(torch.equal(batch.prepared[name], again.prepared[name]) for name in batch.prepared)
 
 
+def test_options_are_whole_behind_a_long_context() -> None:
+    """What is left out are the first words: of the context, then of the question."""
+    objective = Choose(options=2, most_options=2, context=("history",))
+    entry = entry_of("reasons", "image_text", ("options", "option"))
+    made = batch_of(OMNIVL, Choose(), entry, count=2)
+    question = "which fruit is on the left of the picture"
+    fields: dict[str, torch.Tensor | tuple[object, ...]] = {
+        "options": (("a red apple", "a red grapes"), ("a red apple " * 10 + "left", "a red apple " * 10 + "right")),
+        "option": torch.tensor([1.0, 0.0]),
+        "history": (["a green apple"] * 20, None),
+    }
+    batch = replace(made, captions=(question, question), fields=fields)
+    reader = TextReader(TOKENIZER, 14)
+    context = PrepareContext(0, "scenes", TOKENIZER.special, (4, 4), 0, readers={"text": reader})
+    prepared = objective.prepare(batch, context)
+    ids = [prepared[f"choose/{number}/token_ids"].numpy() for number in range(2)]
+    kept = "fruit is on the left of the picture"
+    assert (ids[0][0] == TOKENIZER.encode([f"{kept} a red apple"], 14)[0]).all()
+    assert (ids[1][0] == TOKENIZER.encode([f"{kept} a red grapes"], 14)[0]).all()
+    assert (ids[0][0] != ids[1][0]).sum() == 1, "the options differ in their last word"
+    for number in range(2):
+        assert TOKENIZER.decode(ids[number][1].tolist()) == " ".join(["a red apple"] * 4), "cut as any text"
+    for options in (["a red apple", "plum"], ["a red apple"]):
+        (text, *_) = objective.texts(question, options, TextReader(TOKENIZER, 16), [["a green apple"] * 20])
+        assert text == f"{question} a red apple", "the other options do not matter"
+
+
+class Pairs(CachedEncoder):
+    """A token is two characters, so that tokens reach over words."""
+
+    special = TOKENIZER.special
+
+    def _words(self, text: str) -> list[int]:
+        return [100 + ord(text[place]) % 50 for place in range(0, len(text), 2)]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Pairs()], ids=["words", "pairs of characters"])
+def test_no_more_is_left_out_than_needed(tokenizer: Tokenizer) -> None:
+    """Words; without blanks, characters. What fits as a whole is not changed."""
+    begin = "is it  a 'red' apple? 这是苹果吗 \U0001f34e\U0001f34e or a plum"
+    starts = ["", "plum", "a plum", "or a plum", "\U0001f34e or a plum", "\U0001f34e\U0001f34e or a plum"]
+    for cut in range(1, 6):
+        starts.append("这是苹果吗"[-cut:] + " " + starts[5])
+    for words in ("apple?", "'red' apple?", "a 'red' apple?", "it  a 'red' apple?", "is it  a 'red' apple?"):
+        starts.append(f"{words} {starts[10]}")
+    assert starts[-1] == begin
+    for length in range(3, 60):
+        reader = TextReader(tokenizer, length)  # type: ignore[arg-type]
+        for option in ("no", "a red apple"):
+            fitting = [one for start in starts if reader.fits(one := f"{start} {option}".lstrip())]
+            assert Choose().texts(begin, [option], reader) == [fitting[-1] if fitting else option]
+
+
 def test_a_box() -> None:
     """L1 of centre and size, and 1 - GIoU; a box out of view is left out."""
     objective, pooled = Locate(l1_weight=2.0, giou_weight=0.5), torch.randn(2, 6)
@@ -321,15 +376,23 @@ def same_gradient(one: torch.Tensor, other: torch.Tensor, head: torch.nn.Module)
         torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_predictions_of_options_are_the_scores_of_training() -> None:
-    """``predict`` with all texts of a picture gives the scores that the loss compares."""
-    objective = Choose()
-    batch = batch_of(OMNIVL, objective, entry_of("reasons", "image_text", ("options", "option")))
+@pytest.mark.parametrize("length", [20, 9], ids=["whole texts", "texts that are too long"])
+def test_predictions_of_options_are_the_scores_of_training(length: int) -> None:
+    """``predict`` with the texts of all options gives the scores that the loss compares, whatever was left out."""
+    objective, model = Choose(), replace(OMNIVL, text_length=length)
+    batch = batch_of(model, objective, entry_of("reasons", "image_text", ("options", "option")))
     torch.manual_seed(0)
-    chain = build_chain(OMNIVL, (objective,), TOKENIZER.special).eval()
-    texts = torch.stack([batch.prepared[name + "/token_ids"] for name in objective.segments], dim=1).flatten(0, 1)
+    chain = build_chain(model, (objective,), TOKENIZER.special).eval()
+    reader, listed = TextReader(TOKENIZER, length), batch.fields["options"]
+    texts = [
+        objective.texts(caption, own, reader)  # type: ignore[arg-type]
+        for caption, own in zip(batch.captions, listed, strict=True)
+    ]
+    whole = [caption for caption, own in zip(batch.captions, texts, strict=True) if own[0].startswith(caption)]
+    assert len(whole) == (batch.size if length == 20 else 0)
     assert batch.frames is not None
     rows = torch.arange(batch.size).repeat_interleave(4)
-    scores = predict(chain, "choose", batch.frames, texts, rows).view(batch.size, 4)
+    ids = torch.from_numpy(reader.encode([one for own in texts for one in own]))
+    scores = predict(chain, "choose", batch.frames, ids, rows).view(batch.size, 4)
     loss = chain(State.from_batch(batch, plan_layout((objective,), batch.kind, batch.size, 1)))["loss"]
     torch.testing.assert_close(loss, F.cross_entropy(scores, batch.prepared["choose/targets"]))

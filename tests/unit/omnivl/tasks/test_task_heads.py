@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from oracle import FOOD, MODEL, encoder_of
+from oracle import FOOD, MODEL, TOKENIZER, encoder_of
 from torch import Tensor
 
 from omnivl.chain.objective import Objective
 from omnivl.data.placement import crop_placement
 from omnivl.data.sources.base import Sample
+from omnivl.data.tokenizer import TextReader
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
@@ -149,6 +150,23 @@ def test_ndcg_is_of_the_rounds_that_have_dense_annotations(monkeypatch: pytest.M
     (result,) = run_tasks([task], knows)
     (found,) = [score for score in result.scores if score.metric == "NDCG"]
     assert (found.value, found.count) == (1.0, 5)
+
+
+def test_options_are_read_whole_behind_a_long_history() -> None:
+    """A model that reads no more than the tokens of its texts still tells options apart by their last word."""
+    task = OptionsTask(where={**FOOD, "task": ("dialogue",)}, max_samples=20)
+    short = replace(MODEL, text_length=20)
+    reader, uncut = TextReader(TOKENIZER, 20), set()
+
+    def reads(sample: Sample, text: str) -> float:
+        uncut.add(all(str(turn) in text for turn in sample.meta["history"]))  # type: ignore[attr-defined]
+        answer = reader.words(f"? {sample.meta['answer']}")
+        seen = reader.encode([text])[0].tolist()
+        return float(seen[: seen.index(TOKENIZER.special.sep, 1)][-len(answer) :] == answer)
+
+    knows = encoder_of(Choose(most_options=10, context=("history",)), says=reads, model=short)
+    assert scores_of(task, knows)["accuracy"] == 1.0
+    assert uncut == {True, False}, "some histories are too long"
 
 
 GROUNDING = GroundingTask(where={**FOOD, "task": ("expressions",)}, max_samples=40, by="expression_type", gallery=2)
