@@ -187,6 +187,7 @@ def test_vcr(tmp_path):
         "question": "Does Riley like Casey and car ?",
         "options": ["Yes .", "No .", "No , Casey does .", "Casey is away ."],
         "option": 2,
+        "answer": "No , Casey does .",
         "rationales": ["It snows .", "A", "B", "car is red"],
         "rationale": 0,
         "objects": ["person", "car", "person"],
