@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of options in glibc's malloc.h
-_LARGEST = 1 << 30
+_LARGEST = (1 << 30, 1 << 25)
+"""Bytes of the largest blocks that are kept; earlier versions of glibc take the second at most."""
 
 
 def keep_freed_memory(device: torch.device, variables: Mapping[str, str] = os.environ) -> bool:
     """Has glibc keep what is freed instead of giving it back to the system, which clears each page that it gives again.
 
     Activations, gradients and the optimizer's copies are freed and allocated anew in every step. The process stays at
-    its greatest size; blocks of a GiB or more are still given back. Another allocator takes no notice.
+    its greatest size; larger blocks are still given back. Another allocator takes no notice.
 
     Args:
         device: Where the process computes; nothing is changed beside an accelerator, whose memory torch keeps itself.
@@ -30,4 +31,4 @@ def keep_freed_memory(device: torch.device, variables: Mapping[str, str] = os.en
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, -1)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+    return bool(mallopt(_TRIM_THRESHOLD, -1)) and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST)
