@@ -31,7 +31,9 @@ def test_a_finished_run_is_evaluated_as_it_was_and_shown(finished: Path) -> None
     known = read_recorded(HERE / "finished.json")
     # A rank may change place where two candidates are as good: one of 60 samples on another machine.
     tolerance = 0.0 if known["machine"] == fingerprint() else 0.02
-    assert scores(finished) == pytest.approx(known["scores"], abs=tolerance, rel=1e-3 if tolerance else 0)
+    found = scores(finished)  # figures that came later, such as median ranks, are beside those on record
+    same = {name: found[name] for name in known["scores"]}
+    assert same == pytest.approx(known["scores"], abs=tolerance, rel=1e-3 if tolerance else 0)
     assert "report: " in command_line(["report", str(finished)], finished.parent)
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("spatial", "joint", "image-&gt;text R@5", "labels"))
