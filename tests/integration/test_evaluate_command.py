@@ -88,7 +88,7 @@ def test_the_newest_complete_stage_is_evaluated_and_written_down(folder: Path) -
     printed = run("evaluate", str(folder))
     written = json.loads((folder / "evaluation-joint.json").read_text())
     assert (written["plan"], written["stage"], written["step"]) == ("tiny", "joint", 7)
-    assert [score["count"] for score in written["results"][0]["scores"]] == [35] * 9
+    assert [score["count"] for score in written["results"][0]["scores"]] == [35] * 16
     assert len(written["results"][0]["galleries"][0]["rows"]) == 2
     assert "tiny, stage joint" in printed
     for value in scores(written).values():
