@@ -142,12 +142,18 @@ def _row(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> list[str]:
     """A figure of every variant, and whether every seed of the pretrained one is better than every other's."""
     chance = next(iter(runs.values()))[0].scores[figure.stage][figure.score].chance
     cells = {variant: _values(figure, found) for variant, found in runs.items()}
-    shown = [str(Spread.of(values)) if values else "-" for values in cells.values()]
+    shown = [_shown(values) for values in cells.values()]
     with_it, without = cells[PRETRAINED], cells[SCRATCH]
     if not figure.higher_is_better:
         with_it, without = [-one for one in with_it], [-one for one in without]
+    if len(with_it) == 1:
+        return [figure.task, "-" if chance is None else f"{chance:.3f}", *shown, "one seed"]
     helps = "helps" if min(with_it) > max(without) else "hurts" if max(with_it) < min(without) else "within the range"
     return [figure.task, "-" if chance is None else f"{chance:.3f}", *shown, helps]
+
+
+def _shown(values: Sequence[float]) -> str:
+    return "-" if not values else f"{values[0]:.3f}" if len(values) == 1 else str(Spread.of(values))
 
 
 def _ratio(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> Ratio:
