@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from omnivl.inference.pictures import PictureSet
-from omnivl.tasks.results import Gallery, GalleryRow
+from omnivl.tasks.results import Gallery, GalleryRow, evenly
 
 
 def answer_gallery(
@@ -19,7 +19,6 @@ def answer_gallery(
         right: Whether it is right.
         most: Number of rows.
     """
-    count = len(pictures)
-    places = [number * count // most for number in range(min(most, count))]
+    places = evenly(len(pictures), most)
     rows = tuple(GalleryRow(asked[i], pictures.thumbnail(i), (answers[i],), ("",), (bool(right[i]),)) for i in places)
     return (Gallery(f"{name}: answers", rows),) if rows else ()

@@ -17,7 +17,7 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.inference.search import Choice
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, evenly, mean_score
 from omnivl.tasks.scorers.captions import CaptionScores, caption_scores
 from omnivl.tasks.spelling import comparable
 
@@ -120,7 +120,7 @@ class CaptionTask(PredictingTask):
         )
         rows = tuple(
             GalleryRow(truth[i][0], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
-            for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
+            for i in evenly(count, self.gallery)
         )
         each = [{"right": one, "keyword_f1": own} for one, own in zip(exact, f1, strict=True)]
         return Judged(scores, each, (Gallery(f"{self.name}: captions", rows),) if rows else ())

@@ -1,6 +1,6 @@
 """Accuracy of a trained head that chooses one answer: entailment, statements, questions with one answer, actions."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -18,7 +18,7 @@ from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import mean_score
-from omnivl.tasks.sample_fields import text_of
+from omnivl.tasks.sample_fields import places_by, text_of
 from omnivl.tasks.scorers.nlvr2 import consistent
 
 
@@ -28,8 +28,7 @@ class ClassificationTask(PredictingTask):
 
     Of a clip or wide picture several views can be looked at: probabilities are averaged, as action recognition does
     (5 clips of 3 crops on Kinetics, 2 of 3 on Something-Something). An answer that is not in the head's list counts as
-    wrong. Chance is the share of the most frequent answer, without
-    the sample.
+    wrong. Chance is the share of the most frequent answer, without the sample.
 
     Attributes:
         objective: Key of the objective that answers.
@@ -95,10 +94,7 @@ class ClassificationTask(PredictingTask):
         right = np.array([one == own for one, own in zip(answers, truth, strict=True)])
         scores = [mean_score(self.name, "accuracy", right, chance=commonest(truth))]
         if self.by is not None:
-            groups: dict[str, list[int]] = defaultdict(list)
-            for place, sample in enumerate(pictures.samples):
-                groups[str(sample.meta.get(self.by, "other"))].append(place)
-            for name, places in sorted(groups.items()):
+            for name, places in places_by(pictures.samples, self.by).items():
                 chance = commonest([truth[place] for place in places])
                 scores.append(mean_score(self.name, f"accuracy, {name}", right[places], chance=chance))
         if self.identifier is not None:

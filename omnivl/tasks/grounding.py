@@ -1,6 +1,5 @@
 """Grounding: boxes of referring expressions and of phrases, and masks."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -23,10 +22,10 @@ from omnivl.objectives.segment import Segment
 from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, Score, mean_score
-from omnivl.tasks.sample_fields import box_of
+from omnivl.tasks.results import Gallery, GalleryRow, Score, evenly, mean_score
+from omnivl.tasks.sample_fields import box_of, places_by
 from omnivl.tasks.scorers.boxes import iou
-from omnivl.tasks.scorers.masks import THRESHOLDS, ious, overlap
+from omnivl.tasks.scorers.masks import THRESHOLDS, ious, mask_scores, overlap
 
 Boxes = NDArray[np.float64]
 
@@ -95,10 +94,7 @@ class GroundingTask(PredictingTask):
             mean_score(self.name, "mean IoU", each),
         ]
         if self.by is not None:
-            groups: dict[str, list[int]] = defaultdict(list)
-            for place, sample in enumerate(pictures.samples):
-                groups[str(sample.meta.get(self.by, "other"))].append(place)
-            for name, places in sorted(groups.items()):
+            for name, places in places_by(pictures.samples, self.by).items():
                 scores.append(mean_score(self.name, f"accuracy at IoU 0.5, {name}", hits[places]))
         own = [{"iou": value, "right": hit} for value, hit in zip(each.tolist(), hits.tolist(), strict=True)]
         return Judged(tuple(scores), own, self._gallery(pictures, found, wanted, hits))
@@ -155,9 +151,8 @@ class GroundingTask(PredictingTask):
     def _gallery(
         self, pictures: PictureSet, found: Boxes, wanted: Boxes, hits: NDArray[np.bool_]
     ) -> tuple[Gallery, ...]:
-        count = len(pictures)
         rows = []
-        for i in (number * count // self.gallery for number in range(min(self.gallery, count))):
+        for i in evenly(len(pictures), self.gallery):
             right, drawn = with_boxes(pictures, i, [wanted[i]], "right"), with_boxes(pictures, i, [found[i]], "found")
             rows.append(GalleryRow(pictures.captions[i], right, ("",), (drawn,), (bool(hits[i]),)))
         return (Gallery(f"{self.name}: boxes", tuple(rows)),) if rows else ()
@@ -215,10 +210,9 @@ class SegmentationTask(PredictingTask):
         counted = [overlap(one["mask"], right) for one, right in zip(predicted, truth, strict=True)]
         shared, either = np.array(counted, dtype=np.int64).T
         each = ious(shared, either)
-        overall = float(shared.sum() / max(1, either.sum()))
         scores = (
             mean_score(self.name, "mIoU", each),
-            Score(self.name, "oIoU", overall, None, None, len(each)),
+            Score(self.name, "oIoU", mask_scores(shared, either)["oIoU"], None, None, len(each)),
             *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
         )
         return Judged(scores, [{"iou": value, "right": value >= 0.5} for value in each.tolist()])

@@ -16,7 +16,7 @@ from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.choose import Choose
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, mean_score
+from omnivl.tasks.results import Gallery, GalleryRow, evenly, mean_score
 from omnivl.tasks.sample_fields import place_of, texts_of
 from omnivl.tasks.scorers.dialogue import answer_ranks, ndcg
 
@@ -196,9 +196,8 @@ class OptionsTask(PredictingTask):
         self, pictures: PictureSet, scores: NDArray[np.float64], hits: NDArray[np.bool_], encoder: Encoder
     ) -> tuple[Gallery, ...]:
         """Some samples, evenly spread, with the option chosen."""
-        count = len(pictures)
         rows = []
-        for place in (number * count // self.gallery for number in range(min(self.gallery, count))):
+        for place in evenly(len(pictures), self.gallery):
             chosen = self._options(self.objective, pictures.samples[place], encoder)[int(scores[place].argmax())]
             query = pictures.captions[place], pictures.thumbnail(place)
             rows.append(GalleryRow(*query, (chosen,), ("",), (bool(hits[place]),)))

@@ -17,7 +17,7 @@ from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.pairs import predict_pairs
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, mean_score
+from omnivl.tasks.results import Gallery, GalleryRow, evenly, mean_score
 from omnivl.tasks.sample_fields import phrases_of, texts_of
 from omnivl.tasks.scorers.boxes import phrase_ranks
 
@@ -128,9 +128,8 @@ class PhrasesTask(PredictingTask):
     def _gallery(
         self, pictures: PictureSet, phrases: list[_Phrase], found: list[Boxes], hits: NDArray[np.bool_]
     ) -> tuple[Gallery, ...]:
-        count = len(phrases)
         rows = []
-        for i in (number * count // self.gallery for number in range(min(self.gallery, count))):
+        for i in evenly(len(phrases), self.gallery):
             place = phrases[i].place
             right, drawn = (
                 with_boxes(pictures, place, list(phrases[i].boxes), "right"),

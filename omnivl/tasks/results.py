@@ -37,6 +37,11 @@ class Score:
     interval: tuple[float, float] | None = None
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` different places among ``count``, evenly spread from the first on: the rows of a gallery."""
+    return [number * count // most for number in range(min(most, count))]
+
+
 def mean_score(
     task: str,
     metric: str,

@@ -1,5 +1,6 @@
 """Fields of samples that tasks read, each checked."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,14 @@ def phrases_of(sample: Sample, name: str, boxes: str) -> list[tuple[str, list[li
     if len(found) != len(phrases) or not all(isinstance(own, list) and all(map(_is_box, own)) for own in found):
         raise _lacking(sample, boxes, found, f"a list of boxes for each of {len(phrases)} phrases")
     return list(zip(phrases, found, strict=True))
+
+
+def places_by(samples: Sequence[Sample], name: str) -> dict[str, list[int]]:
+    """Which samples have each value of a field, values in alphabetical order; ``other`` where a sample has none."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        found[str(sample.meta.get(name, "other"))].append(place)
+    return dict(sorted(found.items()))
 
 
 def _is_box(found: object) -> bool:

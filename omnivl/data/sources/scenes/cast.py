@@ -9,7 +9,6 @@ Two things are never seen in training:
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 
@@ -160,8 +159,3 @@ class Cast:
 def held_out(one: str, other: str) -> bool:
     """Whether two concepts never stand in one scene of training, whatever the seed."""
     return stable_hash("scenes", "pair", *sorted((one, other))) % _HELD_OUT == 0
-
-
-def held_out_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs of names that are held out."""
-    return [pair for pair in combinations(names, 2) if held_out(*pair)]

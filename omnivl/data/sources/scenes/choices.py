@@ -8,7 +8,7 @@ import numpy as np
 from omnivl.data.sources.scenes.captions import crowd, inventory
 from omnivl.data.sources.scenes.cast import Cast
 from omnivl.data.sources.scenes.made import Made, pick, shuffled
-from omnivl.data.sources.scenes.questions import the
+from omnivl.data.sources.scenes.questions import MOST_COUNTED, the
 from omnivl.data.sources.scenes.words import NUMBERS, plural
 from omnivl.data.sources.scenes.world import GROUNDS, PLACES, RELATIONS, Scene, arrange, related_cells
 
@@ -17,7 +17,6 @@ OPTIONS = 4
 
 DIALOGUE_OPTIONS = 10
 ROUNDS = 4
-_MOST_COUNTED = 4
 
 
 def reasons(random: np.random.Generator, cast: Cast) -> Made:
@@ -29,7 +28,7 @@ def reasons(random: np.random.Generator, cast: Cast) -> Made:
     answer, subject, *others = cast.draw(random, 5, ground)
     cell = pick(random, [c for c in range(len(PLACES)) if related_cells(relation, c, True)])
     outside = related_cells(relation, cell, False)
-    shown = others[: min(2, len(outside))]
+    shown = others[: min(2, len(outside))]  # there may be no room for both
     scene = arrange(
         random,
         ground,
@@ -88,7 +87,7 @@ def _turn(
 ) -> tuple[str, str, Sequence[str], str | None]:
     """A question, its answer, what answers to choose from, and the thing to which the next question may refer."""
     once = [thing for thing in scene.things if len(scene.named(thing.name)) == 1]
-    supply = [*PLACES, "large", "small", *NUMBERS[: _MOST_COUNTED + 1], *GROUNDS]
+    supply = [*PLACES, "large", "small", *NUMBERS[: MOST_COUNTED + 1], *GROUNDS]
     kinds = ["count", "ground", *(["place"] if once else []), *(["it"] * 2 if last is not None else [])]
     kind = pick(random, kinds)
     if kind == "ground":
@@ -100,16 +99,9 @@ def _turn(
     if kind == "it":
         assert last is not None
         thing = scene.named(last)[0]
-        about_size = bool(random.integers(2))
-        question, answer = (
-            ("how large is it?", "large" if thing.is_large else "small")
-            if about_size
-            else (
-                "where is it?",
-                thing.place,
-            )
-        )
-        return question, answer, supply, last
+        if random.integers(2):
+            return "how large is it?", "large" if thing.is_large else "small", supply, last
+        return "where is it?", thing.place, supply, last
     thing = pick(random, once)
     return f"where is {the(thing.name)}?", thing.place, supply, thing.name
 

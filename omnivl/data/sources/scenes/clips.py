@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omnivl.data.sources.motion_poses import BOUNCES, MOVES, Poses, draw_poses
 from omnivl.data.sources.motion_sprites import CENTRE, Sprite
 from omnivl.data.sources.scenes.cast import Cast
-from omnivl.data.sources.scenes.made import pick
+from omnivl.data.sources.scenes.made import pick, shuffled
 from omnivl.data.sources.scenes.questions import the
 from omnivl.data.sources.scenes.statements import TRUTH
 from omnivl.data.sources.scenes.world import GROUNDS, Wanted
@@ -54,7 +54,7 @@ class Clip:
 
     Attributes:
         ground: Name of the ground's colour.
-        movers: Later ones cover earlier ones.
+        movers: Later ones cover earlier ones; in random order, so that this does not say what they do.
         captions: Texts.
         fields: Further fields of the sample.
     """
@@ -78,7 +78,7 @@ def clip_question(random: np.random.Generator, cast: Cast, num_frames: int, type
         name, action = movers[asked].name, actions[asked]
         question, answer = (f"what does {the(name)} do?", action) if kind == "does" else (f"what {action}?", name)
     fields = {"question": question, "question_type": kind, "answers": [answer], "answer": answer}
-    return Clip(ground, _shuffled(random, movers), (question,), fields)
+    return Clip(ground, tuple(shuffled(random, movers)), (question,), fields)
 
 
 def clip_statement(random: np.random.Generator, cast: Cast, num_frames: int, types: Sequence[str]) -> Clip:
@@ -93,7 +93,7 @@ def clip_statement(random: np.random.Generator, cast: Cast, num_frames: int, typ
         asked = int(random.integers(2))
         statement = f"{the(movers[asked].name)} {actions[asked if holds else 1 - asked]}"
     answer = TRUTH[holds]
-    return Clip(ground, _shuffled(random, movers), (statement,), {"answer": answer, "answers": [answer]})
+    return Clip(ground, tuple(shuffled(random, movers)), (statement,), {"answer": answer, "answers": [answer]})
 
 
 def clip_caption(random: np.random.Generator, cast: Cast, num_frames: int, types: Sequence[str]) -> Clip:
@@ -109,7 +109,7 @@ def clip_caption(random: np.random.Generator, cast: Cast, num_frames: int, types
         movers, actions = _both_move(random, cast, ground, num_frames)
         said = [f"{the(mover.name)} {action}" for mover, action in zip(movers, actions, strict=True)]
         texts = (" while ".join(said), " while ".join(said[::-1]))
-    return Clip(ground, _shuffled(random, movers), texts, {"ground": ground})
+    return Clip(ground, tuple(shuffled(random, movers)), texts, {"ground": ground})
 
 
 ClipMaker = Callable[[np.random.Generator, Cast, int, Sequence[str]], Clip]
@@ -178,8 +178,3 @@ def _one_after_the_other(random: np.random.Generator, cast: Cast, ground: str, n
 
 def _mover(wanted: Wanted, poses: Poses, shown: NDArray[np.bool_]) -> Mover:
     return Mover(wanted.name, wanted.drawing, poses, shown)
-
-
-def _shuffled(random: np.random.Generator, movers: Sequence[Mover]) -> tuple[Mover, ...]:
-    """In random order, so that which covers which does not say what they do."""
-    return tuple(movers[place] for place in random.permutation(len(movers)).tolist())

@@ -168,9 +168,7 @@ def _cover(random: np.random.Generator, cast: Cast) -> Asked:
     return Asked(replace(scene, things=(*scene.things, *over)), words, front.name, program)
 
 
-def related_scene(
-    random: np.random.Generator, cast: Cast, relation: str, holds: bool, others: int | None = None
-) -> Scene:
+def related_scene(random: np.random.Generator, cast: Cast, relation: str, holds: bool) -> Scene:
     """A scene whose first thing is, or is not, in a relation to its second one.
 
     Where it is not, it is in the opposite relation: nothing is said of things side by side.
@@ -180,11 +178,9 @@ def related_scene(
         cast: The concepts.
         relation: One of ``RELATIONS``.
         holds: Whether it holds.
-        others: Number of further things; None draws it.
     """
     ground = cast.ground(random)
-    count = int(random.integers(4)) if others is None else others
-    one, other, *rest = cast.draw(random, 2 + count, ground)
+    one, other, *rest = cast.draw(random, 2 + int(random.integers(4)), ground)
     cells = [(one, other) for other in range(_ALL_CELLS) for one in related_cells(relation, other, True)]
     first, second = pick(random, cells)
     if not holds:
