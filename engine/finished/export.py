@@ -324,7 +324,7 @@ def _figures(scores: Sequence[Score]) -> list[str]:
         return ["These weights were not evaluated in their run."]
     rows = [
         f"| {markdown_text(one.task)} | {markdown_text(one.metric)} | {format_share(one.value)} | "
-        f"{format_interval(one)} | {format_share(one.chance)} | {format_share(one.baseline)} | {one.count} |"
+        f"{format_interval(one) or '-'} | {format_share(one.chance)} | {format_share(one.baseline)} | {one.count} |"
         for one in scores
     ]
     return [

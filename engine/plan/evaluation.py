@@ -7,8 +7,8 @@ from engine.plan.plan import CheckpointConfig, EvaluationPlan, Plan, StagePlan
 from engine.plan.schema import kinds
 from omnivl.tasks import Provided, TaskConfig
 
-LOWER_IS_BETTER = frozenset({"MAE", "mean rank"})
-"""Figures of tasks of which ``best_is: auto`` takes the lowest: errors, and ranks from 1."""
+LOWER_IS_BETTER = ("MAE", "mean rank", "median rank", "distribution")
+"""How figures end of which ``best_is: auto`` takes the lowest: errors, ranks from 1, and a distance of distributions."""
 
 
 def provided_by(stage: StagePlan, ancestors: Iterable[StagePlan]) -> Provided:
@@ -49,7 +49,7 @@ def best_of(evaluate: EvaluationPlan, checkpoint: CheckpointConfig) -> Best | No
     if figure is None:
         return None
     if checkpoint.best_is == "auto":
-        return Best(figure, figure.partition("/")[2] in LOWER_IS_BETTER)
+        return Best(figure, figure.partition("/")[2].endswith(LOWER_IS_BETTER))
     return Best(figure, checkpoint.best_is == "lowest")
 
 

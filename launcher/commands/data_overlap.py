@@ -28,7 +28,8 @@ def overlap(
     ] = None,
     stage: Annotated[str | None, typer.Option(help="The newest complete stage by default.", show_default=False)] = None,
     threshold: Annotated[
-        float | None, typer.Option(help=f"Least cosine: {THRESHOLD} of pixels, {_EMBEDDING_THRESHOLD} of embeddings.")
+        float | None,
+        typer.Option(min=0, max=1, help=f"Least cosine: {THRESHOLD} of pixels, {_EMBEDDING_THRESHOLD} of embeddings."),
     ] = None,
     min_words: Annotated[int, typer.Option(min=1, help="Texts of fewer words are not compared.")] = 4,
     most: Annotated[int, typer.Option(min=1, help="Pairs that are written for each test sample, of each kind.")] = 5,

@@ -85,7 +85,9 @@ def test_a_run_on_pictures_of_their_own_sizes(run_distributed: Any, tmp_path: Pa
     scores = json.loads((stages / "01-spatial" / "evaluation.json").read_text())
     found = [score for one in scores["results"] for score in one["scores"]]
     assert {(score["task"], score["count"]) for score in found} == {("pairs", 7), ("written", 5)}
-    assert all(score["graded"] and 0 <= score["value"] <= 1 for score in found), "finite, as nan is in no range"
+    shares, ranks = ([score for score in found if score["graded"] is graded] for graded in (True, False))
+    assert all(0 <= score["value"] <= 1 for score in shares), "finite, as nan is in no range"
+    assert all(score["metric"].endswith("median rank") and 1 <= score["value"] <= 7 for score in ranks)
     recalls = {score["metric"]: score["value"] for score in found if score["task"] == "pairs"}
     for way in ("image->text", "text->image"):
         assert recalls[f"{way} R@1"] <= recalls[f"{way} R@5"] <= recalls[f"{way} R@10"] == 1, "of 7"

@@ -159,7 +159,7 @@ def test_an_exported_folder_is_whole(workplace: Path, tmp_path: Path) -> None:
     for name, tensor in model.chain.state_dict().items():
         assert torch.equal(tensor, weights[name].bfloat16()), name
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert "| unseen | R@1 | 0.250 | 0.010 | - | 100 |" in card
+    assert "| unseen | R@1 | 0.250 | - | 0.010 | - | 100 |" in card
     assert str(workplace) not in card and str(ROOT) not in card
     with pytest.raises(UserError, match=r"got a place that is taken; allowed is a new or empty folder"):
         export(run, tmp_path / "hub")
