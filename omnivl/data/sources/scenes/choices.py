@@ -10,7 +10,7 @@ from omnivl.data.sources.scenes.cast import Cast
 from omnivl.data.sources.scenes.made import Made, pick, shuffled
 from omnivl.data.sources.scenes.questions import MOST_COUNTED, the
 from omnivl.data.sources.scenes.words import NUMBERS, plural
-from omnivl.data.sources.scenes.world import GROUNDS, PLACES, RELATIONS, Scene, arrange, related_cells
+from omnivl.data.sources.scenes.world import GROUNDS, OPPOSITE, PLACES, RELATIONS, Scene, arrange, related_cells
 
 OPTIONS = 4
 """Options of a question with reasons, as in VCR."""
@@ -22,25 +22,28 @@ ROUNDS = 4
 def reasons(random: np.random.Generator, cast: Cast) -> Made:
     """What stands in some relation to a thing, and why: four answers and four reasons, of which one each is right.
 
-    Three of the answers are things of the picture; all reasons speak of the right answer and name different places.
+    Three of the answers are things of the picture; all reasons speak of the right answer and name different places, all
+    of which the relation allows equally.
     """
     relation, ground = pick(random, RELATIONS), cast.ground(random)
     answer, subject, *others = cast.draw(random, 5, ground)
-    cell = pick(random, [c for c in range(len(PLACES)) if related_cells(relation, c, True)])
+    possible = [c for c in range(len(PLACES)) if related_cells(OPPOSITE[relation], c, True)]
+    answer_cell = pick(random, possible)
+    cell = pick(random, related_cells(OPPOSITE[relation], answer_cell, True))
     outside = related_cells(relation, cell, False)
     shown = others[: min(2, len(outside))]  # there may be no room for both
     scene = arrange(
         random,
         ground,
         [
-            replace(answer, cells=related_cells(relation, cell, True)),
+            replace(answer, cells=(answer_cell,)),
             replace(subject, cells=(cell,)),
             *(replace(one, cells=outside) for one in shown),
         ],
     )
     right = scene.things[0]
     options = shuffled(random, [answer.name, *(one.name for one in others)])
-    places = shuffled(random, [right.place, *_others(random, PLACES, right.place, OPTIONS - 1)])
+    places = shuffled(random, [right.place, *_others(random, [PLACES[c] for c in possible], right.place, OPTIONS - 1)])
     rationales = [f"the {answer.name} is at the {place}" for place in places]
     question = f"what is {relation} {the(subject.name)}?"
     fields = {
