@@ -8,7 +8,7 @@ from engine.plan.schema import kinds
 from omnivl.tasks import Provided, TaskConfig
 
 LOWER_IS_BETTER = ("MAE", "mean rank", "median rank", "distribution")
-"""How figures end of which ``best_is: auto`` takes the lowest: errors, ranks from 1, and a distance of distributions."""
+"""How figures end of which ``best_is: auto`` takes the lowest: errors, ranks from 1, a distance of distributions."""
 
 
 def provided_by(stage: StagePlan, ancestors: Iterable[StagePlan]) -> Provided:

@@ -160,8 +160,8 @@ class VisualEmbedding(nn.Module):
         self.positions = nn.Parameter(torch.empty(1 + rows * columns, size))
         self.times = nn.Parameter(torch.zeros(sizes.time_positions(sizes.num_frames), size))
         self.norm = LayerNorm(size, visual.norm_eps) if sizes.norm_embeddings else nn.Identity()
-        for table in (self.class_token, self.mask_token, self.positions):
-            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+        for table, std in ((self.class_token, 0.02), (self.mask_token, 0.02), (self.positions, sizes.position_std)):
+            nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
         if sizes.temporal_gain > 0:
             nn.init.normal_(self.times, std=sizes.temporal_gain)
 

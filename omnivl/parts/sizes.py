@@ -82,6 +82,7 @@ class Patches(PictureSizes):
     """Sizes and embedding options of a visual stream.
 
     Attributes:
+        position_std: Deviation of the starting values of spatial positions.
         temporal_gain: Scale of the temporal branches' starting values. At 0 their projections and the temporal
             positions are zero, so that a clip of equal frames gives exactly the image's result. Above 0 projections
             start at this factor times the scale of other maps, temporal positions with this deviation, and motion is
@@ -92,6 +93,7 @@ class Patches(PictureSizes):
         relative_positions: Whether attention has a bias by the relative position of two patches, as in BEiT.
     """
 
+    position_std: float = 0.02
     temporal_gain: float = 0.0
     patch_dropout: float = 0.0
     norm_embeddings: bool = False

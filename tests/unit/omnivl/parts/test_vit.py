@@ -227,3 +227,13 @@ def test_temporal_gain_starts_the_branches_away_from_zero():
     still = build_chain(CONFIG, (), TOKENS)
     assert not still.embed.block.visual.times.any()
     assert not still.get_submodule("visual_01").block.temporal.temporal_fc.weight.any()
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_spatial_positions_start_at_their_deviation(std: float):
+    torch.manual_seed(0)
+    embedding = build_chain(replace(CONFIG, hidden_size=64, position_std=std), (), TOKENS).embed.block.visual
+    positions = embedding.positions.detach()
+    assert positions.abs().max() <= 2 * std
+    assert float(positions.std()) == pytest.approx(std * 0.774**0.5, rel=0.1), "cut at two deviations"
+    assert embedding.class_token.detach().abs().max() <= 0.04 and embedding.mask_token.detach().abs().max() <= 0.04
