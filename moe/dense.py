@@ -3,14 +3,14 @@
 Shapes: D hidden size, F inner size; leading dimensions are free.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.config import Activation
-from moe.linear import LayerNorm, Linear
+from moe.linear import LayerNorm, Linear, Role
 from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 
@@ -41,6 +41,10 @@ class DenseFeedForward(nn.Module):
         self.fc1 = Linear(hidden_size, inner_size)
         self.norm = None if norm_eps is None else LayerNorm(inner_size, norm_eps)
         self.fc2 = Linear(inner_size, hidden_size)
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """What the two maps are for."""
+        yield from (("feed_forward", self.fc1), ("feed_forward", self.fc2))
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; ``tokens`` is ignored. ``beside`` is ``x``: see ``linear_beside``."""

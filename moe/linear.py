@@ -1,6 +1,8 @@
 """A linear map whose weights, in fp32 or frozen ones in bf16, are cast to the activations' dtype on use; layer norms.
 
-Shapes: I inputs, O outputs; leading dimensions are free.
+A map may have a low-rank adapter beside its weight, which is then trained in its place.
+
+Shapes: I inputs, O outputs, M maps of one weight, r rank of an adapter; leading dimensions are free.
 
 There is no autocast: the dtype of the activations alone decides in which precision a product runs. The cast weight is
 kept for the backward pass, which takes 2 bytes a weight meanwhile. A host that gathers parameters only while they are
@@ -11,7 +13,7 @@ between the two passes.
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,10 @@ from torch import Tensor, nn
 
 from moe.stacked import Stacked
 from moe.working import is_gathered_on_use, note_use, working
+
+Role = Literal["attention", "cross_attention", "feed_forward"]
+"""What a map of a block is for."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @functools.cache
@@ -134,15 +140,106 @@ def linear_beside(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tupl
     return made
 
 
+def _start(weight: Tensor, random: torch.Generator | None = None) -> None:
+    """Draws a weight ``[..., I]`` from a normal distribution of deviation ``I ** -0.5`` cut at two deviations."""
+    deviation = weight.shape[-1] ** -0.5
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=random)
+
+
+class Adapter(nn.Module):
+    """What a map adds to ``W x + b``: ``alpha / r * B A dropout(x)``, with rank r for each map of its weight.
+
+    ``down`` (A) starts as weights do, ``up`` (B) from zero, so that a new adapter adds nothing. ``scale`` is alpha / r:
+    whoever has the tensors knows what to add to the weight (``merged_weight``).
+
+    Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1, equation 3; dropout as in ``peft``.
+    Differs: ``down`` varies as weights do, ``peft`` draws it with a third of that variance.
+
+    Attributes:
+        down: ``[M r, I]``, those of the M maps one above the other.
+        up: ``[O, r]``, likewise.
+        scale: fp32, no dimension.
+    """
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, matrices: int, rank: int, alpha: float, dropout: float, seed: int) -> None:
+        """Makes an adapter on the device of a weight.
+
+        Args:
+            weight: ``[O, I]``.
+            matrices: M.
+            rank: r.
+            alpha: Over r, the factor of what is added.
+            dropout: Probability with which an input is dropped in training.
+            seed: Of ``down``, which is the same on every machine; torch's own generator is left alone.
+        """
+        super().__init__()
+        (outputs, inputs), made = weight.shape, {"dtype": torch.float32, "device": weight.device}
+        self.matrices, self.rank, self.dropout = matrices, rank, dropout
+        self.down = nn.Parameter(torch.empty(matrices * rank, inputs, **made))  # type: ignore[arg-type]
+        self.up = nn.Parameter(torch.zeros(outputs, rank, **made))  # type: ignore[arg-type]
+        self.register_buffer("scale", torch.tensor(alpha / rank, **made))  # type: ignore[arg-type]
+        if not weight.is_meta:
+            drawn = torch.empty(matrices * rank, inputs, device="cpu")
+            _start(drawn, torch.Generator().manual_seed(seed))
+            self.down.data.copy_(drawn)
+
+    def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
+        """How matrices lie in the parameters."""
+        yield self.down, Stacked(self.matrices)
+        yield self.up, Stacked(self.matrices)
+
+    def forward(self, x: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """What maps ``begin`` to ``end``, by default all, add for ``x [..., I]``; in ``x.dtype``.
+
+        The copies in that dtype are kept for the backward pass, also where parameters are gathered on use: they are
+        small.
+        """
+        x = F.dropout(x, self.dropout, self.training)
+        end, outputs = self.matrices if end is None else end, len(self.up) // self.matrices
+        down, up = working(self.down, x.dtype), working(self.up, x.dtype)
+        if (begin, end) != (0, self.matrices):
+            down, up = down[begin * self.rank : end * self.rank], up[begin * outputs : end * outputs]
+        # One product for all maps: the zeros between their matrices cost little, as the rank is small.
+        up = up if end - begin == 1 else torch.block_diag(*up.chunk(end - begin))
+        return linear(linear(x, down) * self.scale, up)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(module)``."""
+        return f"rank={self.rank}, matrices={self.matrices}, dropout={self.dropout}"
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    """The weight ``[O, I]``, fp32, of the map that computes what a weight and its adapter compute together.
+
+    Args:
+        weight: ``[O, I]``.
+        down: See ``Adapter``, as the others.
+        up: See there.
+        scale: See there.
+    """
+    rank = up.shape[1]
+    matrices = len(down) // rank
+    added = up.float().view(matrices, -1, rank) @ down.float().view(matrices, rank, -1)
+    return weight.float() + scale.float() * added.view(weight.shape)
+
+
 class Linear(nn.Module):
     """``nn.Linear`` with fp32 parameters that follows the dtype of its input.
 
     Weights start from a normal distribution of standard deviation ``in_features ** -0.5`` cut at two deviations, biases
     from zero.
 
+    Nobody reads ``weight`` to compute with it: that would leave the adapter out. A part of a map is ``part``.
+
     Source: LeCun et al., Efficient BackProp (1998), section 4.6: outputs vary as much as inputs do.
     Differs: ViT and BERT take 0.02 at every width. At width 192 that is a quarter of this: blocks then add almost
     nothing to their input, and the contrastive embeddings of all samples become equal within 30 steps (docs/log.md).
+
+    Attributes:
+        adapter: What is added to the map; None until ``adapt``.
     """
 
     def __init__(
@@ -157,28 +254,43 @@ class Linear(nn.Module):
             zero: Whether weights start from zero.
             matrices: Maps of equal size that lie one above the other in the weight, such as 3 of queries, keys and
                 values; 0 where its rows are vectors of their own, such as those of a router's experts. Optimizers that
-                work on whole matrices read it.
+                work on whole matrices read it, and adapters.
         """
         super().__init__()
         self._stacked = Stacked(matrices)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.adapter: Adapter | None = None
         if zero:
             nn.init.zeros_(self.weight)
         else:
-            deviation = in_features**-0.5
-            nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            _start(self.weight)
 
     def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
         """How matrices lie in the weight."""
         yield self.weight, self._stacked
 
+    def adapt(self, rank: int, alpha: float, dropout: float, seed: int) -> Adapter:
+        """Puts a new adapter beside the weight, and returns it; arguments as those of ``Adapter``."""
+        assert self._stacked.count > 0, "rows that are vectors of their own are no matrix of low rank"
+        self.adapter = Adapter(self.weight, self._stacked.count, rank, alpha, dropout, seed)
+        return self.adapter
+
     def forward(self, x: Tensor, beside: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Maps ``[..., I]`` to ``[..., O]`` in ``x.dtype``; with ``beside`` returns what ``linear_beside`` does."""
         if beside:
-            return linear_beside(x, self.weight, self.bias)
-        return linear(x, self.weight, self.bias)
+            made, x = linear_beside(x, self.weight, self.bias)
+            return (made if self.adapter is None else made + self.adapter(x)), x
+        made = linear(x, self.weight, self.bias)
+        return made if self.adapter is None else made + self.adapter(x)
+
+    def part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """``forward`` by some of the maps that lie one above the other in the weight: from ``begin`` to ``end``."""
+        size = self.out_features // self._stacked.count
+        rows = slice(begin * size, end * size)
+        made = linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+        return made if self.adapter is None else made + self.adapter(x, begin, end)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""

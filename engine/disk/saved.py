@@ -20,6 +20,7 @@ from engine.disk.checkpoint import (
     read_trainer,
     step_folder,
 )
+from engine.disk.merging import merged
 from engine.disk.weights_file import check_weights, find_damage
 from engine.errors import CheckpointError
 from engine.hosts.saved_tensors import SavedTensors
@@ -141,7 +142,7 @@ def describe(checkpoint: Path) -> Saved:
 
 
 def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers by their names in the chain, one after the other.
+    """Weights and buffers by their names in the chain, adapters merged, one after the other.
 
     Args:
         source: A checkpoint's folder, or a ``.safetensors`` file of weights.
@@ -151,9 +152,8 @@ def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
     """
     if source.is_dir():
         saved = SavedTensors(source / HOST_FOLDER)
-        for key in sorted(saved.shapes):
-            if key.startswith(f"{WEIGHT}/"):
-                yield key.removeprefix(f"{WEIGHT}/"), saved.whole(key)
+        names = sorted(key.removeprefix(f"{WEIGHT}/") for key in saved.shapes if key.startswith(f"{WEIGHT}/"))
+        yield from merged(((name, saved.whole(f"{WEIGHT}/{name}")) for name in names), names)
         return
     check_weights(source)
     try:

@@ -1,9 +1,10 @@
-"""Writes the whole weights of a stage, which later stages and exports start from."""
+"""Writes the whole weights of a stage, adapters merged, which later stages and exports start from."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from engine.disk.aside import heads_aside
+from engine.disk.merging import merged, merged_kinds
 from engine.disk.weights_file import WeightsWriter
 from engine.errors import CheckpointError
 from engine.hosts import Host
@@ -26,7 +27,8 @@ def write_weights(host: Host, path: Path, source: Path | None) -> None:
     Raises:
         CheckpointError: The file cannot be written; on every process.
     """
-    announced, beside = host.announced_weights(), path.with_suffix(".tmp")
+    held, beside = host.announced_weights(), path.with_suffix(".tmp")
+    announced = merged_kinds(held)
     writers: list[WeightsWriter] = []  # one, on process 0
     problem: OSError | None = None
 
@@ -45,7 +47,7 @@ def write_weights(host: Host, path: Path, source: Path | None) -> None:
         sync_folder(path.parent)
 
     ranks.on_first(lambda: _clearly(begin, path))
-    for name, tensor in host.each_weight():
+    for name, tensor in merged(host.each_weight(), held):
         try:
             writers[0].write(name, tensor)
         except OSError as error:  # not raised yet: the other processes wait for this one in the collectives of the loop

@@ -16,6 +16,7 @@ from engine.hosts.pipeline.cut import divide_stage
 from engine.hosts.pipeline.division import Division
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
+from engine.step.adapters import adapt
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
@@ -142,6 +143,7 @@ def outlined(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
     """
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
     store_frozen(chain, stage.model.stacks)

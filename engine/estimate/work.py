@@ -22,6 +22,7 @@ from engine.hosts.pipeline.reads import Notes, ReadState, Wanted, notes_of, unre
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
+from engine.step.adapters import adapt
 from engine.step.freeze import freeze, freeze_idle, is_unread, store_frozen
 from engine.step.optimizer import muon_parameters
 from moe.sparse import served_shares
@@ -225,6 +226,7 @@ def model_work(
     dtype = dtype_of(stage.parallel.precision)
     with device:
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
     store_frozen(chain, stage.model.stacks)

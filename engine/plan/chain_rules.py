@@ -1,16 +1,20 @@
 """Rules that ask the chain of a stage, built without storage: which parameters it has, and where it can be cut."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import StageRule
 from engine.plan.yaml import Path, Problem
+from engine.step.adapters import adapt, adapted_shapes, maps_of
 from engine.step.freeze import names_parameter
+from moe.linear import ROLES
 from omnivl.architectures.base import Architecture
 from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
 from omnivl.chain.objective import Objective
+from omnivl.chain.state import StepLayout
 from omnivl.errors import ModelError, did_you_mean
 
 
@@ -21,6 +25,7 @@ def patterns_name_parameters(stage: StagePlan) -> Iterator[Problem]:
     chain = _outline_of(stage.model, stage.objectives) if patterns else None
     if chain is None:
         return
+    adapt(chain, stage.lora, layouts=_layouts_of(stage), frozen=stage.freeze)
     parameters = [name for name, _ in chain.named_parameters()]
     for path, pattern in patterns.items():
         if not any(names_parameter(pattern, name) for name in parameters):
@@ -54,6 +59,42 @@ def _instead_of(pattern: str, chain: Chain, parameters: Sequence[str]) -> tuple[
     return list(stacks), [*stacks, *layers]
 
 
+def adapters_start_from_weights(stage: StagePlan) -> Iterator[Problem]:
+    """Frozen maps have learnt something before."""
+    if stage.lora is not None and stage.init_from is None and not stage.weights.folders:
+        got = "adapters for a stage that starts from random weights, which would be frozen"
+        yield Problem(("lora",), got, "null without init_from and weights", "name what it starts from, or remove lora")
+
+
+def adapters_are_trained(stage: StagePlan) -> Iterator[Problem]:
+    """All that ``lora`` is on has a map that the stage trains, and no rank is above what a map can have."""
+    layouts = _layouts_of(stage)
+    chain = None if stage.lora is None or not layouts else _outline_of(stage.model, stage.objectives)
+    if stage.lora is None or chain is None:
+        return
+    there = {role for layer in chain.layers for role, _ in maps_of(layer).values()}
+    adapt(chain, replace(stage.lora, on=ROLES), layouts=layouts, frozen=stage.freeze)
+    shapes = adapted_shapes(chain)
+    allowed, change = ", ".join(map(repr, shapes)), "name one of them"
+    if not shapes:
+        allowed, change = "no lora for a stage that trains no map of a block", "thaw one of them, or remove lora"
+    if not stage.lora.on:
+        yield Problem(("lora", "on"), "nothing", allowed, change)
+    for index, role in enumerate(stage.lora.on):
+        got = f"{role!r}, of which the model has no map"
+        if role in there:
+            got = f"{role!r}, of which the stage trains no map: they are frozen, or without a gradient"
+        if role not in shapes:
+            yield Problem(("lora", "on", index), got, allowed, change)
+        elif role in stage.lora.on[:index]:
+            yield Problem(("lora", "on", index), f"{role!r} again", "each once", "remove it")
+    sizes = [size for role in stage.lora.on for size in shapes.get(role, ())]
+    smallest = min(sizes, key=min, default=None)
+    if smallest is not None and stage.lora.rank > min(smallest):
+        got = f"{stage.lora.rank} for a map of {smallest[0]} x {smallest[1]}"
+        yield Problem(("lora", "rank"), got, f"1 to {min(smallest)}", "lower it")
+
+
 def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     """A pipeline has at most as many stages as passes, and ZeRO stage 0 or 1."""
     parallel = stage.parallel
@@ -70,7 +111,21 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("parallel", "pipeline_stages"), got, f"2 to {passes}", "take fewer stages")
 
 
-CHAIN_RULES: tuple[StageRule, ...] = (patterns_name_parameters, pipeline_can_be_cut)
+CHAIN_RULES: tuple[StageRule, ...] = (
+    patterns_name_parameters,
+    adapters_start_from_weights,
+    adapters_are_trained,
+    pipeline_can_be_cut,
+)
+
+
+def _layouts_of(stage: StagePlan) -> list[StepLayout]:
+    """The layouts of a stage whose objectives act on its data; none where other rules have something to say."""
+    try:
+        layouts = stage.layouts() if stage.data and stage.objectives else []
+    except ModelError:
+        return []
+    return layouts if all(layout.objectives for layout in layouts) else []
 
 
 def _outline_of(model: Architecture, objectives: Sequence[Objective] = ()) -> Chain | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan.yaml import write_yaml
+from engine.step.adapters import LoraConfig
 from engine.step.guard import GuardConfig
 from engine.step.optimizer import OptimizerConfig
 from moe.ranges import Range
@@ -163,6 +164,7 @@ class StagePlan:
         init_from: Earlier stage whose weights this one starts from; null starts from random weights.
         weights: Weights of other origin to start from. Of them ``language`` alone may stand beside ``init_from``.
         freeze: Parts that are not trained: patterns over the beginnings of parameter names, e.g. ``[embed, text_*]``.
+        lora: Low-rank adapters, which are trained with the heads in place of all other parameters; null for none.
         model: Fields of ``model`` that change for this stage, e.g. ``{num_frames: 8}``.
         parallel: Fields of ``parallel`` that change for this stage.
         batch: Fields of ``batch`` that change for this stage.
@@ -178,6 +180,7 @@ class StagePlan:
     init_from: str | None = None
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     freeze: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
     model: ArchitectureConfig = field(default_factory=OmniVL)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -16,6 +16,7 @@ from engine.plan.precision import compute_dtype
 from engine.processes import ranks
 from engine.processes.seeds import seed_everything
 from engine.run.handover import Inheritance, hand_over
+from engine.step.adapters import adapt_layer, frozen_at_random, train_adapters
 from engine.step.optimizer import Origins
 from engine.telemetry.progress import Progress
 from omnivl.architectures.build import build_chain
@@ -23,6 +24,7 @@ from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.pretrained.load import Part, load_pretrained, read_exported
+from omnivl.randomness import stable_hash
 
 
 def start_chain(
@@ -60,28 +62,40 @@ def start_chain(
     shard = layer_sharder(stage.parallel, device)
     foreign = stage.weights.folders
 
-    def fill_and_shard(name: str, layer: ChainLayer) -> None:
+    def adapt_and_shard(name: str, layer: ChainLayer) -> None:
+        if stage.lora is not None:
+            start = stable_hash(plan.seed, "lora", index)
+            adapt_layer(name, layer, stage.lora, layouts=stage.layouts(), frozen=stage.freeze, seed=start)
+        if shard is not None:
+            shard(layer)
+
+    def fill_and_settle(name: str, layer: ChainLayer) -> None:
         if heritage is not None:
             heritage.give(name, layer)
-        if shard is not None and not foreign:
-            shard(layer)
+        if not foreign:
+            adapt_and_shard(name, layer)
 
     seed_everything(plan.seed, "weights", index)
     chain = build_chain(
-        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=fill_and_shard
+        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=fill_and_settle
     )
     matched: set[str] = set()
     for part, path in foreign.items():
         matched.update(_load_foreign(chain, stage, part, path, plan.seed, progress))
-    if shard is not None and foreign:
-        for layer in chain.layers:
-            shard(layer)
-    inherited: frozenset[str] = frozenset()
+    for name, layer in chain.named_layers.items() if foreign else ():
+        adapt_and_shard(name, layer)
+    inherited = copied = frozenset[str]()
     if heritage is not None:
         report = heritage.report()
-        inherited = frozenset(report.given)
+        inherited, copied = frozenset(report.given), frozenset(report.copied)
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
         ranks.on_first(lambda: _write(run.stage(index, stage.name), report.as_json()))
+    if stage.lora is not None:
+        train_adapters(chain)
+        if lost := frozen_at_random(chain, stage.layouts(), matched | inherited | copied):
+            parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in lost.items())
+            said = "lora leaves frozen at random, as nothing was loaded into them"
+            progress.message(f"stage {stage.name}: warning: {said}: {parts} (parameters)")
     return chain, Origins(foreign=frozenset(matched), earlier=inherited - matched)
 
 

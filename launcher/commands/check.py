@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
@@ -23,6 +24,7 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
 from engine.plan.warnings import stage_warnings
 from engine.run.preflight import Look
+from engine.step.adapters import adapt
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.step.optimizer import muon_parameters
 from launcher.commands.check_tables import print_summary
@@ -30,7 +32,7 @@ from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
 from moe.ranges import AUTO
 from omnivl.architectures.build import build_chain
-from omnivl.chain.chain import pass_label
+from omnivl.chain.chain import Chain, pass_label
 from omnivl.data.config import LoaderConfig
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
@@ -163,6 +165,7 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
     dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
     kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
@@ -202,6 +205,7 @@ def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str
         return None
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
     store_frozen(chain, stage.model.stacks)
@@ -226,15 +230,22 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
     parts: Counter[str] = Counter()
-    own = [(layer.stack, one) for layer in chain.layers for one in layer.parameters() if one.requires_grad]
-    for stack, parameter in own:
+    own = _trained(chain)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
+    own |= _trained(chain)  # adapters, too
+    for parameter, stack in own.items():
         parts[stack] += parameter.numel()
     everything = sum(parameter.numel() for parameter in chain.parameters())
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
-    trained = sum(parameter.numel() for _, parameter in own if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
     total = sum(parts.values())
     return {**parts, "trained": trained, "frozen": total - trained, "momentum": everything - total}
+
+
+def _trained(chain: Chain) -> dict[nn.Parameter, str]:
+    """The parameters that are trained, with their stacks."""
+    return {one: layer.stack for layer in chain.layers for one in layer.parameters() if one.requires_grad}
 
 
 def _host(stage: StagePlan) -> str:

@@ -14,6 +14,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes.process_group import choose_device
+from engine.step.adapters import adapt
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from engine.telemetry.environment import describe_environment
 from launcher.commands.outputs import require_writable
@@ -58,8 +59,10 @@ def _measure(
     meta = torch.device("meta")
     with meta:
         shapes = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    adapt(shapes, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype).to(device)
+    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
     seconds = layer_seconds(chain, blank_states(stage, tokenizer, device), repeats)
     return {one: LayerUse(seconds[one], kept[one]) for one in seconds}
 

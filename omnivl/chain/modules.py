@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from moe.linear import Linear, Role
 from moe.stacked import Stacked
 
 
@@ -22,6 +23,14 @@ class HasStacked(Protocol):
 
     def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
         """These parameters, of the module itself, each with how matrices lie in it."""
+
+
+@runtime_checkable
+class HasMaps(Protocol):
+    """A module of a block with linear maps that may have low-rank adapters."""
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """These maps, of the module itself, each with what it is for."""
 
 
 @runtime_checkable

@@ -9,14 +9,14 @@ concatenated.
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.parts.linear import Linear, linear
+from omnivl.parts.linear import Linear, Role
 from omnivl.parts.padding import Padding
 from omnivl.parts.recompute import recomputed
 
@@ -281,6 +281,10 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(hidden_size, 3 * hidden_size, matrices=3)
         self.out = Linear(hidden_size, hidden_size)
 
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """See ``HasMaps``."""
+        yield from (("attention", self.qkv), ("attention", self.out))
+
     def forward(
         self,
         x: Tensor,
@@ -321,10 +325,7 @@ class SelfAttention(nn.Module):
 
     def first(self, x: Tensor, mask: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
         """The output of ``forward`` at the first position of each row alone, ``[R, 1, D]``; arguments as there."""
-        size = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        assert bias is not None
-        q, kv = linear(x[:, :1], weight[:size], bias[:size]), linear(x, weight[size:], bias[size:])
+        q, kv = self.qkv.part(x[:, :1], 0, 1), self.qkv.part(x, 1, 3)
         own = None if scores is None else scores[:, :1]
         out: Tensor = self.out(cross_attention(q, kv, self.num_heads, mask, scores=own))
         return out
@@ -368,6 +369,10 @@ class CrossAttention(nn.Module):
         self.q = Linear(hidden_size, hidden_size)
         self.kv = Linear(hidden_size if memory_size is None else memory_size, 2 * hidden_size, matrices=2)
         self.out = Linear(hidden_size, hidden_size)
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """See ``HasMaps``."""
+        yield from (("cross_attention", one) for one in (self.q, self.kv, self.out))
 
     def flops(self, tokens: float, positions: float, seen: float) -> float:
         """Operations on one row, forward, without ``project``.

@@ -1,5 +1,5 @@
 """Parameterised maps that follow the dtype of their input: fp32 parameters, activations in the compute dtype."""
 
-from moe.linear import LayerNorm, Linear, linear
+from moe.linear import LayerNorm, Linear, Role, linear
 
-__all__ = ["LayerNorm", "Linear", "linear"]
+__all__ = ["LayerNorm", "Linear", "Role", "linear"]

@@ -35,7 +35,7 @@ from omnivl.parts.attention import kept_attention, self_attention
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
-from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.linear import LayerNorm, Linear, Role
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
@@ -66,7 +66,7 @@ def projection(sizes: Transformer, multiway: bool, index: int, outputs: int) -> 
     size, ffn = sizes.hidden_size, sizes.ffn
     if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, index, sizes.layers):
         return ByAttributes(ffn, size, outputs)
-    return ByModality(lambda: Linear(size, outputs), multiway)
+    return ByModality(lambda: Linear(size, outputs, matrices=outputs // size), multiway)
 
 
 class UnifiedBlock(nn.Module):
@@ -114,6 +114,13 @@ class UnifiedBlock(nn.Module):
         for module in [*self.out.modules(), *self.ffn.modules()]:
             if isinstance(module, Linear):
                 module.weight.mul_(gain)
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """See ``HasMaps``. Experts by attributes and their gates are none."""
+        for projection in (self.qkv, self.out):
+            for module in projection.modules() if type(projection) is ByModality else ():
+                if isinstance(module, Linear):
+                    yield "attention", module
 
     @property
     def by_position(self) -> tuple[ByModality | ByPerceptron, ...]:

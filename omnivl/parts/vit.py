@@ -30,7 +30,7 @@ from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
-from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.linear import LayerNorm, Linear, Role
 from omnivl.parts.padding import Padding
 from omnivl.parts.patches import kept_patches, num_patches
 from omnivl.parts.ragged import Ragged
@@ -70,6 +70,10 @@ class TemporalAttention(nn.Module):
         self.temporal_fc = Linear(sizes.hidden_size, sizes.hidden_size, zero=gain == 0)
         with torch.no_grad():
             self.temporal_fc.weight.mul_(gain)
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """See ``HasMaps``."""
+        yield "attention", self.temporal_fc
 
     def flops(self, times: int, patches: float) -> float:
         """Operations on one clip of ``times`` temporal positions and ``patches`` patches of a frame, forward."""
