@@ -24,9 +24,9 @@ class LoraConfig:
     """Low-rank adapters beside the linear maps of blocks: y = W x + b + (alpha / rank) B A x. W and b are frozen.
 
     Adapters and heads of objectives are trained, nothing else. What ``freeze`` names gets no adapters either. Their
-    parameters are called ``MAP.adapter.down`` (A) and ``MAP.adapter.up`` (B), so that ``lr_scales: {"*.adapter.up": 16}``
-    gives B a rate of its own. The stage hands on, exports and evaluates merged weights; only its checkpoints have
-    adapters. A momentum twin has adapters of its own, which follow those of its module.
+    parameters are called ``MAP.adapter.down`` (A) and ``MAP.adapter.up`` (B): ``lr_scales: {"*.adapter.up": 16}`` gives
+    B a rate of its own. The stage hands on, exports and evaluates merged weights; only its checkpoints have adapters. A
+    momentum twin has adapters of its own, which follow those of its module.
 
     Source: Hu et al., LoRA (arXiv 2106.09685).
 

@@ -47,6 +47,9 @@ def test_routing_needs_no_contrastive_training() -> None:
 
 TITLES = "letters, digits, spaces and . , : ; + - _ > ( ), a letter or digit first, at most 100"
 
+TUNED = {"weights": "{all: hub}"}
+"""Of a stage that starts from weights, as one with adapters has to."""
+
 STAGE_CASES = {
     "muon_is_asked_for": (
         {"optimizer": "{muon: {lr: 0.1}}"},
@@ -248,6 +251,42 @@ STAGE_CASES = {
     "patterns_name_parameters: rates": (
         {"optimizer": "{lr_scales: {'visual_*': 0.1, 'text_*.block.atention': 0.1}}"},
         "p:7: stages.0.optimizer.lr_scales.text_*.block.atention: got 'text_*.block.atention'; allowed beginnings of parameter names: text_*.block.attention, text_*.block.norm1, text_*.block.ffn, text_*.block.norm2, text_*.block.norm_out; did you mean 'text_*.block.attention'?",
+    ),
+    "patterns_name_parameters: of adapters": (
+        {**TUNED, "lora": "{}", "optimizer": "{lr_scales: {'*.adapter.up': 16, text_00.block.attention.out.adaptr: 2}}"},
+        "p:7: stages.0.optimizer.lr_scales.text_00.block.attention.out.adaptr: got 'text_00.block.attention.out.adaptr'; allowed beginnings of parameter names: text_00.block.attention.out.weight, text_00.block.attention.out.bias, text_00.block.attention.out.adapter; did you mean 'text_00.block.attention.out.adapter'?",
+    ),
+    "adapters_start_from_weights": (
+        {"lora": "{}"},
+        "p:7: stages.0.lora: got adapters for a stage that starts from random weights, which would be frozen; allowed null without init_from and weights; name what it starts from, or remove lora",
+    ),
+    "adapters_are_trained: no such maps": (
+        {**TUNED, "lora": "{on: [attention, cross_attention]}", "model": "{alignment_layers: 0, generation_layers: 0}"},
+        "p:7: stages.0.lora.on.1: got 'cross_attention', of which the model has no map; allowed 'attention', 'feed_forward'; name one of them",
+    ),
+    "adapters_are_trained: none that an objective reaches": (
+        {**TUNED, "lora": "{on: [cross_attention]}"},
+        "p:7: stages.0.lora.on.0: got 'cross_attention', of which the stage trains no map: they are frozen, or without a gradient; allowed 'attention', 'feed_forward'; name one of them",
+    ),
+    "adapters_are_trained: banks of experts": (
+        {**TUNED, "lora": "{on: [feed_forward]}", "model": "{ffn: {kind: limoe, every: 1}}"},
+        "p:7: stages.0.lora.on.0: got 'feed_forward', of which the model has no map; allowed 'attention'; name one of them",
+    ),
+    "adapters_are_trained: everything frozen": (
+        {**TUNED, "lora": "{}", "freeze": "['visual_*', 'text_*']"},
+        "p:7: stages.0.lora.on.0: got 'attention', of which the stage trains no map: they are frozen, or without a gradient; allowed no lora for a stage that trains no map of a block; thaw one of them, or remove lora",
+    ),
+    "adapters_are_trained: on nothing": (
+        {**TUNED, "lora": "{on: []}"},
+        "p:7: stages.0.lora.on: got nothing; allowed 'attention', 'feed_forward'; name one of them",
+    ),
+    "adapters_are_trained: twice": (
+        {**TUNED, "lora": "{on: [attention, attention]}"},
+        "p:7: stages.0.lora.on.1: got 'attention' again; allowed each once; remove it",
+    ),
+    "adapters_are_trained: rank": (
+        {**TUNED, "lora": "{rank: 200}"},
+        "p:7: stages.0.lora.rank: got 200 for a map of 192 x 192; allowed 1 to 192; lower it",
     ),
     "pipeline_can_be_cut": (
         {"parallel": "{host: pipeline, zero_stage: 2}"},
