@@ -253,7 +253,11 @@ STAGE_CASES = {
         "p:7: stages.0.optimizer.lr_scales.text_*.block.atention: got 'text_*.block.atention'; allowed beginnings of parameter names: text_*.block.attention, text_*.block.norm1, text_*.block.ffn, text_*.block.norm2, text_*.block.norm_out; did you mean 'text_*.block.attention'?",
     ),
     "patterns_name_parameters: of adapters": (
-        {**TUNED, "lora": "{}", "optimizer": "{lr_scales: {'*.adapter.up': 16, text_00.block.attention.out.adaptr: 2}}"},
+        {
+            **TUNED,
+            "lora": "{}",
+            "optimizer": "{lr_scales: {'*.adapter.up': 16, text_00.block.attention.out.adaptr: 2}}",
+        },
         "p:7: stages.0.optimizer.lr_scales.text_00.block.attention.out.adaptr: got 'text_00.block.attention.out.adaptr'; allowed beginnings of parameter names: text_00.block.attention.out.weight, text_00.block.attention.out.bias, text_00.block.attention.out.adapter; did you mean 'text_00.block.attention.out.adapter'?",
     ),
     "adapters_start_from_weights": (
