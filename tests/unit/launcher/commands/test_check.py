@@ -90,6 +90,21 @@ def test_what_a_stage_freezes_is_no_part_of_what_it_trains(plan_path: Path) -> N
     assert frozen <= sum(one.numel() for one in block.parameters())
 
 
+def test_adapters_are_counted_with_their_stacks(plan_path: Path) -> None:
+    tokens = load_tokenizer(str(plan_path.parent / "vocab.txt")).special
+    before, after = (
+        count_parameters(load_plan(plan_path, ["stages.one.weights.all=hub", *overrides]).stages[0], tokens)
+        for overrides in ([], ["stages.one.lora={rank: 2}"])
+    )
+    # Of each block with its rank of 2: 3 x 2 x (192 + 192) of queries, keys and values, and a third of that.
+    added = {"visual": 2 * 8 * 384, "text": 8 * 384, "alignment": 8 * 384, "generation": 0}
+    assert {name: after[name] - before[name] for name in added} == added
+    heads = after["losses"]
+    assert after["trained"] == sum(added.values()) + heads
+    assert after["frozen"] == sum(before[name] for name in ("trained", "frozen")) - heads
+    assert after["momentum"] == before["momentum"] + added["visual"] + added["text"], "the alignment has no twin"
+
+
 def test_counting_takes_no_memory_for_the_largest_preset(plan_path: Path) -> None:
     plan = load_plan(plan_path, ["model={preset: giant, vocab_size: 30522}"])
     before = torch.get_rng_state()
