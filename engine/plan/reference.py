@@ -84,7 +84,7 @@ what is there (`engine/run/amendment.py`):
 | `optimizer.betas`: the moments are corrected for what they were averaged with | `--amend` | refused | refused |
 | `optimizer.kind`: Muon has one moment of a matrix, AdamW two | `--amend` | refused | refused |
 | other fields of `data`: the position in the data would be lost | `--amend` | refused | refused |
-| `model`, other fields of `objectives`, `freeze`, `weights`, `init_from`, `name` of a stage: \
+| `model`, other fields of `objectives`, `freeze`, `lora`, `weights`, `init_from`, `name` of a stage: \
 weights and moments would not fit \
 | `--amend` | refused | refused |
 | stages added at the end | free | free | - |
