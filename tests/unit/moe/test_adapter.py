@@ -107,6 +107,23 @@ def test_what_else_reads_the_input_gets_it_beside() -> None:
     assert torch.equal(beside, x)
 
 
+def test_gradients_added_in_the_product_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on accelerators, where the adapter reads what the product hands on."""
+    layer, x = adapted(4, 6, 3), torch.randn(3, 4)
+    layer.adapter.requires_grad_(True)
+    slope, other = torch.randn(3, 6), torch.randn(3, 4)
+    found = []
+    for within in (False, True):
+        monkeypatch.setattr("moe.linear.adds_in_products", lambda x, within=within: within)
+        given = x.clone().requires_grad_()
+        out, beside = layer(given, beside=True)
+        ((out * slope).sum() + (beside * other).sum()).backward()
+        found.append([out, given.grad, layer.adapter.down.grad, layer.adapter.up.grad])
+        layer.zero_grad()
+    for one, same in zip(*found, strict=True):
+        torch.testing.assert_close(one, same)
+
+
 def test_a_new_adapter_adds_nothing_and_draws_its_own_numbers() -> None:
     layer, x = Linear(400, 300, matrices=3), torch.randn(2, 400)
     before, state = layer(x), torch.get_rng_state()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import small_blip2
@@ -12,11 +12,11 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from engine.disk.merging import merged
 from engine.hosts.plain import PlainHost
 from engine.step.adapters import LoraConfig, adapt, adapted_shapes, frozen_at_random, maps_of
-from engine.step.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.step.optimizer import OptimizerConfig, parameter_groups
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
 from moe.linear import ROLES, Adapter, Linear
-from omnivl.architectures import ALBEF, BLIP2, CLIP, OmniVL, Unified, ViLT
+from omnivl.architectures import ArchitectureConfig, Unified
 from omnivl.architectures.base import Architecture
 from omnivl.architectures.build import build_chain, outline
 from omnivl.chain.chain import Chain
@@ -29,6 +29,7 @@ from omnivl.objectives import LM, MLM, VLM, UniVLC
 EVERYWHERE = LoraConfig(rank=2, alpha=4.0, on=ROLES)
 WITHOUT_WRITING = tuple(one for one in EVERYTHING if not isinstance(one, LM))
 STILLS = plan_layout(EVERYTHING, "image_text", 4, 1)
+ARCHITECTURES = [one() for one in get_args(get_args(ArchitectureConfig)[0])]
 CLIPS = plan_layout(EVERYTHING, "video_text", 4, CONFIG.num_frames)
 
 
@@ -166,12 +167,10 @@ def test_a_model_with_adapters_equals_the_merged_one(name: str) -> None:
             torch.testing.assert_close(chain.encode_text(batch.token_ids), plain.encode_text(batch.token_ids), **near)
 
 
-@pytest.mark.parametrize(
-    "config", [OmniVL.presets["tiny"], Unified(), CLIP(), ViLT(), ALBEF(), BLIP2()], ids=lambda one: one.kind
-)
+@pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda one: one.kind)
 def test_every_map_of_a_block_has_a_role(config: Architecture) -> None:
-    chain, count = outline(config), 0
-    for layer in chain.layers:
+    count = 0
+    for layer in outline(config).layers:
         known = {id(one) for _, one in maps_of(layer).values()}
         if layer.level is None or layer.level < 0:
             assert not known, layer.stack
@@ -226,3 +225,19 @@ def test_what_nothing_was_loaded_into_is_told() -> None:
     assert frozen_at_random(chain, [STILLS], known) == {"alignment": 32}, "a weight and a bias of 16"
     clips = [name for name in every if ".temporal." not in name]
     assert frozen_at_random(chain, [STILLS], clips) == {}, "what no step uses does not matter"
+
+
+def test_adapters_beside_weights_of_two_bytes_are_fp32() -> None:
+    config = replace(small_blip2.SMALL, vision=replace(small_blip2.SMALL.vision, frozen_dtype="bf16"))
+    torch.manual_seed(0)
+    chain = build_chain(config, small_blip2.STAGE_1, TOKENS)
+    batch = small_blip2.make_batch()
+    layouts = [plan_layout(small_blip2.STAGE_1, "image_text", 4, 1)]
+    adapt(chain, EVERYWHERE, layouts=layouts)
+    freeze_idle(chain, layouts)
+    store_frozen(chain, config.stacks)
+    qkv = chain.visual_00.block.attention.qkv
+    assert (qkv.weight.dtype, qkv.adapter.down.dtype, qkv.adapter.up.dtype) == (torch.bfloat16, *[torch.float32] * 2)
+    run(chain, batch, small_blip2.STAGE_1)["loss"].backward()
+    assert qkv.weight.grad is None
+    assert qkv.adapter.up.grad.dtype == torch.float32 and qkv.adapter.up.grad.any()
