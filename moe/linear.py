@@ -175,11 +175,11 @@ class Adapter(nn.Module):
             seed: Of ``down``, which is the same on every machine; torch's own generator is left alone.
         """
         super().__init__()
-        (outputs, inputs), made = weight.shape, {"dtype": torch.float32, "device": weight.device}
+        (outputs, inputs), device = weight.shape, weight.device
         self.matrices, self.rank, self.dropout = matrices, rank, dropout
-        self.down = nn.Parameter(torch.empty(matrices * rank, inputs, **made))  # type: ignore[arg-type]
-        self.up = nn.Parameter(torch.zeros(outputs, rank, **made))  # type: ignore[arg-type]
-        self.register_buffer("scale", torch.tensor(alpha / rank, **made))  # type: ignore[arg-type]
+        self.down = nn.Parameter(torch.empty(matrices * rank, inputs, dtype=torch.float32, device=device))
+        self.up = nn.Parameter(torch.zeros(outputs, rank, dtype=torch.float32, device=device))
+        self.register_buffer("scale", torch.tensor(alpha / rank, dtype=torch.float32, device=device))
         if not weight.is_meta:
             drawn = torch.empty(matrices * rank, inputs, device="cpu")
             _start(drawn, torch.Generator().manual_seed(seed))
@@ -202,7 +202,8 @@ class Adapter(nn.Module):
         if (begin, end) != (0, self.matrices):
             down, up = down[begin * self.rank : end * self.rank], up[begin * outputs : end * outputs]
         # One product for all maps: the zeros between their matrices cost little, as the rank is small.
-        up = up if end - begin == 1 else torch.block_diag(*up.chunk(end - begin))
+        if end - begin > 1:
+            up = torch.block_diag(*up.chunk(end - begin))  # type: ignore[no-untyped-call]
         return linear(linear(x, down) * self.scale, up)
 
     def extra_repr(self) -> str:
