@@ -153,7 +153,7 @@ class Adapter(nn.Module):
     whoever has the tensors knows what to add to the weight (``merged_weight``).
 
     Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1, equation 3; dropout as in ``peft``.
-    Differs: ``down`` varies as weights do, ``peft`` draws it with a third of that variance.
+    Differs: ``down`` is drawn as weights are; ``peft`` draws it uniformly, with a variance of 1 / (3 I).
 
     Attributes:
         down: ``[M r, I]``, those of the M maps one above the other.
