@@ -78,6 +78,10 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
         ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
         ("parameters", f"{(trained + frozen) / 1e6:.1f} M ({sizes}){beside}"),
     ]
+    if (lora := stage["lora"]) is not None:
+        on = " and ".join(lora["on"])
+        told = f"rank {lora['rank']} on {on}; with heads {trained / 1e6:.2f} M parameters are trained"
+        rows.append(("adapters", told))
     if (pipeline := stage["pipeline"]) is not None:
         for number, part in enumerate(pipeline["stages"], start=1):
             first, last = part["layers"]

@@ -105,6 +105,13 @@ def test_adapters_are_counted_with_their_stacks(plan_path: Path) -> None:
     assert after["momentum"] == before["momentum"] + added["visual"] + added["text"], "the alignment has no twin"
 
 
+def test_adapters_have_a_line(plan_path: Path) -> None:
+    result = omnivl("check", plan_path, "stages.one.weights.all=hub", "stages.one.lora={rank: 2}", "--offline")
+    assert result.returncode == 0, result.stderr
+    # 12,288 of adapters and 38,984 of the head on words, as counted above.
+    assert "rank 2 on attention; with heads 0.05 M parameters are trained" in result.stdout
+
+
 def test_counting_takes_no_memory_for_the_largest_preset(plan_path: Path) -> None:
     plan = load_plan(plan_path, ["model={preset: giant, vocab_size: 30522}"])
     before = torch.get_rng_state()
