@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from engine.processes.files import read_json
-from omnivl.tasks.results import Gallery, GalleryRow, Score
+from omnivl.tasks.results import Drawing, Example, Gallery, GalleryRow, Score
 
 _T = TypeVar("_T")
 REMEDY = "remove it: the page does without"
@@ -56,9 +56,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     results = [
         {
             "scores": [_score(one) for one in result["scores"]],
-            "galleries": [
-                Gallery(str(one["title"]), tuple(map(_gallery_row, one["rows"]))) for one in result.get("galleries", ())
-            ],
+            "galleries": [_gallery(one) for one in result.get("galleries", ())],
         }
         for result in content["results"]
     ]
@@ -72,6 +70,26 @@ def _score(tree: Mapping[str, Any]) -> Score:
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"got a score without a number: {dict(tree)}")
     return score
+
+
+def _gallery(tree: Mapping[str, Any]) -> Gallery:
+    examples = tuple(map(_example, tree.get("examples", ())))  # older versions wrote rows alone
+    notes = tuple(map(str, tree.get("notes", ())))
+    return Gallery(
+        str(tree["title"]), tuple(map(_gallery_row, tree["rows"])), examples, notes, str(tree.get("marks", ""))
+    )
+
+
+def _example(tree: Mapping[str, Any]) -> Example:
+    asked, given, wanted = (str(tree[name]) for name in ("asked", "given", "wanted"))
+    attention = tree.get("attention")
+    seen = None if attention is None else _drawing(attention)
+    picture, measure = _drawing(tree["picture"]), str(tree.get("measure", ""))
+    return Example(picture, asked, given, wanted, bool(tree["right"]), measure, seen)
+
+
+def _drawing(tree: Mapping[str, Any]) -> Drawing:
+    return Drawing(str(tree["source"]), str(tree["text"]))
 
 
 def _gallery_row(tree: Mapping[str, Any]) -> GalleryRow:

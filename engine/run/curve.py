@@ -134,7 +134,7 @@ class Curve:
         Raises:
             UnevaluatedError: The evaluation failed before the stage's last step. No later start repeats it.
         """
-        tasks, began = self._plan.tasks, time.perf_counter()
+        tasks, began = tuple(task.without_gallery() for task in self._plan.tasks), time.perf_counter()
         if self._reference is not None:
             tasks = tuple(task.without_baseline() for task in tasks)
         try:

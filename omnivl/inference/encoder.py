@@ -58,7 +58,7 @@ class Encoder:
     def pictures(self, pictures: PictureSet) -> Tensor:
         """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``, or ``[N, M, P]`` if each has several."""
         return self.in_shares(
-            len(pictures), self.batch_size, lambda share: self.chain.encode_visual(self._frames(pictures, share))
+            len(pictures), self.batch_size, lambda share: self.chain.encode_visual(self.shown(pictures, share))
         )
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -89,7 +89,7 @@ class Encoder:
         """
 
         def of_share(share: list[int]) -> Tensor:
-            frames = self._frames(pictures, share)
+            frames = self.shown(pictures, share)
             if not texts:
                 return predict(self.chain, objective, frames)
             if candidates is None:
@@ -118,7 +118,7 @@ class Encoder:
         """
 
         def of_share(share: list[int]) -> Tensor:
-            frames, beside = self._frames(pictures, share), self.token_ids([texts[i] for i in share]) if texts else None
+            frames, beside = self.shown(pictures, share), self.token_ids([texts[i] for i in share]) if texts else None
             return generate(self.chain, objective, frames, search, token_ids=beside, gather=self.gather).token_ids
 
         return self.in_shares(len(pictures), self.batch_size, of_share)
@@ -174,7 +174,7 @@ class Encoder:
         ids = torch.from_numpy(self.tokenizer.encode(answers, length)).to(self.device)
 
         def of_share(share: list[int]) -> Tensor:
-            frames, questions = self._frames(pictures, share), self.token_ids([texts[i] for i in share])
+            frames, questions = self.shown(pictures, share), self.token_ids([texts[i] for i in share])
             return rank_answers(
                 self.chain,
                 objective,
@@ -211,6 +211,6 @@ class Encoder:
         """
         return together(self.gather, self.device, lambda: pictures.frames(share))
 
-    def _frames(self, pictures: PictureSet, share: Sequence[int]) -> Tensor | Pictures:
+    def shown(self, pictures: PictureSet, share: Sequence[int]) -> Tensor | Pictures:
         """What the model sees of this replica's share; raises as ``squares`` does."""
         return together(self.gather, self.device, lambda: pictures.shown(share)).to(self.device)

@@ -7,6 +7,7 @@ sample is an error.
 import base64
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, Self
 
 import cv2
@@ -214,6 +215,31 @@ class PictureSet:
         views += [evaluation_frames(one, lambda width, height: own, 1, LoaderConfig()) for one in others]
         return torch.cat(views)
 
+    def view(self, index: int) -> Tensor:
+        """One sample as the model sees it, uint8 ``[T, 3, h, w]``."""
+        (view,) = self._views([index], self.sizes.size_of_view(self.media == "video"))
+        return view
+
+    def whole(self, index: int, side: int, most: int) -> list[Tensor]:
+        """One sample as people see it: nothing is cut off, and the longer side of each picture has ``side`` pixels.
+
+        Args:
+            index: Which one.
+            side: See above.
+            most: Largest number of frames of a clip, evenly spread; a set has all of its pictures.
+
+        Returns:
+            uint8 ``[3, h, w]`` each.
+        """
+        sample, size = self.samples[index], partial(fitted, side=side)
+        try:
+            if self._members:
+                members = [one for one in members_as_samples(sample, self._members) if one is not None]
+                return [evaluation_frames(one, size, 1, LoaderConfig())[0] for one in members]
+            return list(evaluation_frames(sample, size, min(most, self.num_frames), LoaderConfig(), self._shot))
+        except BadSampleError as error:
+            raise _bad(error) from error
+
     def placement(self, index: int) -> Placement:
         """Where the points of a sample's picture are in the view that the model sees.
 
@@ -234,6 +260,12 @@ class PictureSet:
         written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
         assert written
         return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
+
+
+def fitted(width: int, height: int, side: int) -> tuple[int, int]:
+    """The (width, height) of a picture whose longer side is scaled to ``side`` pixels."""
+    longer = max(width, height)
+    return max(1, round(side * width / longer)), max(1, round(side * height / longer))
 
 
 def shared_batches(count: int, batch_size: int, gather: Gather) -> Iterator[list[int]]:

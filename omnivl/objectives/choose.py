@@ -180,6 +180,10 @@ class Choose(Objective):
         scores: Tensor = heads.own(state.pooled(self.key))
         return scores
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """How likely each option of a sample is, by its scores ``[B, K]``: judged separately, or one of all."""
+        return scores.sigmoid() if self.loss_kind == "binary" else scores.softmax(dim=1)
+
 
 class ChoiceHead(nn.Module):
     """Linear, ReLU, LayerNorm, and a score, as in UNITER's head for VCR."""

@@ -136,6 +136,10 @@ class VQA(Objective):
         logits: Tensor = heads.own(state.pooled(self.key))
         return logits
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """How likely each answer is, by its score ``[R, A]``: judged separately, or one of all."""
+        return logits.sigmoid() if self.loss_kind == "binary" else logits.softmax(dim=1)
+
 
 def _answered(targets: Tensor) -> Tensor:
     """Which questions have an answer in the list, bool ``[B]``, from ``targets [B, A]``."""

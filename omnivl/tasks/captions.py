@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Unpack
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from omnivl.chain.gather import together
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import writing_search
+from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet
 from omnivl.inference.search import Choice
+from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, evenly, mean_score
+from omnivl.tasks.results import Score, TaskResult, mean_score
 from omnivl.tasks.scorers.captions import CaptionScores, caption_scores
 from omnivl.tasks.spelling import comparable
 
@@ -38,8 +40,9 @@ class CaptionTask(PredictingTask):
         repetition_penalty: Above 1, tokens that a caption has already are less likely.
         official: Scores of the field's own programs to add, of ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr-D`` and
             ``SPICE``; they need the extra ``tasks``, METEOR and SPICE also java (``omnivl.tasks.scorers.captions``).
-        gallery: Number of captions to keep for the report.
     """
+
+    right_means: ClassVar[str] = "equal to one of the sample's captions, without case, accents and spaces at marks"
 
     kind: Literal["caption"] = "caption"
     objective: str = "lm"
@@ -49,7 +52,6 @@ class CaptionTask(PredictingTask):
     min_length: Annotated[int, Range(0)] = 0
     repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     official: tuple[Official, ...] = ()
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -118,12 +120,20 @@ class CaptionTask(PredictingTask):
             Score(self.name, "BLEU-4", bleu, None, None, count),
             *self._official(shown, truth, encoder),
         )
-        rows = tuple(
-            GalleryRow(truth[i][0], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
-            for i in evenly(count, self.gallery)
-        )
-        each = [{"right": one, "keyword_f1": own} for one, own in zip(exact, f1, strict=True)]
-        return Judged(scores, each, (Gallery(f"{self.name}: captions", rows),) if rows else ())
+        return Judged(scores, [{"right": one, "keyword_f1": own} for one, own in zip(exact, f1, strict=True)])
+
+    def told(
+        self, pictures: PictureSet, place: int, found: Line, truth: tuple[str, ...], own: Line, encoder: Encoder
+    ) -> Told:
+        """See ``PredictingTask``: all captions of the sample."""
+        return Told(found["caption"] or "(nothing)", " / ".join(truth), f"keyword F1 {own['keyword_f1']:.2f}")
+
+    def attention(
+        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
+    ) -> PatchAttention | None:
+        """See ``PredictingTask``: of the written words."""
+        texts = [predicted[place]["caption"] for place in places]
+        return patch_attention(encoder, self.objective, pictures.chosen(places), texts)
 
     def _official(
         self, written: Sequence[str], references: Sequence[Sequence[str]], encoder: Encoder

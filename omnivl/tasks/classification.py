@@ -11,10 +11,10 @@ import torch
 from moe.ranges import Range
 from omnivl.data.decode import Shot
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.vqa import VQA
-from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import mean_score
@@ -39,7 +39,6 @@ class ClassificationTask(PredictingTask):
         clips: Number of parts of a clip that are looked at, evenly spread.
         span: Share of the clip that each part has.
         crops: Squares of a picture that are looked at, evenly spread along its longer side.
-        gallery: Number of answers to keep for the report.
     """
 
     reads: ClassVar[Reads] = "media"
@@ -54,7 +53,6 @@ class ClassificationTask(PredictingTask):
     clips: Annotated[int, Range(1)] = 1
     span: Annotated[float, Range(above=0, high=1)] = 1.0
     crops: Annotated[int, Range(1)] = 1
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -69,10 +67,10 @@ class ClassificationTask(PredictingTask):
     @property
     def predicts(self) -> tuple[str, ...]:
         """See ``PredictingTask``."""
-        return ("answer",)
+        return ("answer", "probability")
 
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
-        """See ``PredictingTask``: the chosen ``answer``."""
+        """See ``PredictingTask``: the chosen ``answer``, and its ``probability``: by softmax, mean over views."""
         objective = encoder.chain.objectives[self.objective]
         assert isinstance(objective, VQA | Recognize), "as needs says"
         texts = pictures.captions if isinstance(objective, VQA) else []
@@ -81,8 +79,9 @@ class ClassificationTask(PredictingTask):
             for start in spread(self.clips)
             for along in spread(self.crops)
         ]
-        best = torch.stack(views).mean(dim=0).argmax(dim=1).tolist()
-        return [{"answer": objective.choices[place]} for place in best]
+        share, best = torch.stack(views).mean(dim=0).max(dim=1)
+        chosen = [objective.choices[place] for place in best.tolist()]
+        return [{"answer": one, "probability": own} for one, own in zip(chosen, share.tolist(), strict=True)]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
         """See ``PredictingTask``: the right answers."""
@@ -101,10 +100,16 @@ class ClassificationTask(PredictingTask):
             names = [text_of(sample, self.identifier) for sample in pictures.samples]
             whole = np.array(list(consistent(names, right.tolist()).values()))
             scores.append(mean_score(self.name, "consistency", whole))
-        texts = self.asked(pictures)
-        asked = [own if text is None else f"{text} ({own})" for text, own in zip(texts, truth, strict=True)]
-        gallery = answer_gallery(self.name, pictures, asked, answers, right.tolist(), self.gallery)
-        return Judged(tuple(scores), [{"right": one} for one in right.tolist()], gallery)
+        return Judged(tuple(scores), [{"right": one} for one in right.tolist()])
+
+    def attention(
+        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
+    ) -> PatchAttention | None:
+        """See ``PredictingTask``: in the middle one of several views; none of a head that reads no text."""
+        if not isinstance(encoder.chain.objectives[self.objective], VQA):
+            return None
+        seen = pictures.chosen(places).seen(Shot(self.span))
+        return patch_attention(encoder, self.objective, seen, seen.captions)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has an answer."""

@@ -14,7 +14,6 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answers import ANSWERS
 from omnivl.objectives.vqa import VQA
-from omnivl.tasks.answer_gallery import answer_gallery
 from omnivl.tasks.classification import commonest
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
@@ -46,7 +45,6 @@ class GQATask(PredictingTask):
         choices: GQA's file of choices, JSON: adds validity and plausibility. Empty for none.
         consistency: Whether answers to entailed questions are compared, which needs all questions of a split, not
             only the balanced ones, and none of them thinned out by ``max_samples``.
-        gallery: Number of answers to keep for the report.
     """
 
     reads: ClassVar[Reads] = "media"
@@ -57,7 +55,6 @@ class GQATask(PredictingTask):
     max_samples: Annotated[int, Range(1)] = 16384
     choices: str = ""
     consistency: bool = False
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -72,14 +69,15 @@ class GQATask(PredictingTask):
     @property
     def predicts(self) -> tuple[str, ...]:
         """See ``PredictingTask``."""
-        return ("answer",)
+        return ("answer", "probability")
 
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
-        """See ``PredictingTask``: the chosen ``answer``."""
+        """See ``PredictingTask``: the chosen ``answer``, and its ``probability``."""
         objective = encoder.chain.objectives[self.objective]
         assert isinstance(objective, VQA), "as needs says"
-        best = encoder.predict(self.objective, pictures, pictures.captions).argmax(dim=1).tolist()
-        return [{"answer": objective.choices[place]} for place in best]
+        shares, best = objective.probabilities(encoder.predict(self.objective, pictures, pictures.captions)).max(dim=1)
+        chosen = [objective.choices[place] for place in best.tolist()]
+        return [{"answer": one, "probability": own} for one, own in zip(chosen, shares.tolist(), strict=True)]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
         """See ``PredictingTask``: the right answers."""
@@ -95,9 +93,7 @@ class GQATask(PredictingTask):
         questions, answers = self._questions(pictures), [one["answer"] for one in predicted]
         scores = self._scores(pictures, questions, dict(zip(questions, answers, strict=True)))
         hits = [answer == own for answer, own in zip(answers, truth, strict=True)]
-        asked = [f"{text} ({own})" for text, own in zip(pictures.captions, truth, strict=True)]
-        gallery = answer_gallery(self.name, pictures, asked, answers, hits, self.gallery)
-        return Judged(tuple(scores), [{"right": hit} for hit in hits], gallery)
+        return Judged(tuple(scores), [{"right": hit} for hit in hits])
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has the fields of a question; the file of choices is there."""

@@ -19,10 +19,11 @@ from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.locate import Locate
 from omnivl.objectives.region import Region, coverage
 from omnivl.objectives.segment import Segment
-from omnivl.tasks.drawn import with_boxes
+from omnivl.tasks.drawn import with_boxes, with_masks
+from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, Score, evenly, mean_score
+from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.sample_fields import box_of, places_by
 from omnivl.tasks.scorers.boxes import iou
 from omnivl.tasks.scorers.masks import THRESHOLDS, ious, mask_scores, overlap
@@ -43,10 +44,10 @@ class GroundingTask(PredictingTask):
         box: Field of the samples' JSON with the box, [left, top, right, bottom] as fractions.
         candidates: Field with the boxes of all things in the picture.
         by: Field by whose values accuracy is reported as well; null for none.
-        gallery: Number of boxes to keep for the report: the right one green, the one found red.
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more"
 
     kind: Literal["grounding"] = "grounding"
     objective: str = "locate"
@@ -55,7 +56,6 @@ class GroundingTask(PredictingTask):
     box: str = "box"
     candidates: str = "candidates"
     by: str | None = None
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -97,7 +97,14 @@ class GroundingTask(PredictingTask):
             for name, places in places_by(pictures.samples, self.by).items():
                 scores.append(mean_score(self.name, f"accuracy at IoU 0.5, {name}", hits[places]))
         own = [{"iou": value, "right": hit} for value, hit in zip(each.tolist(), hits.tolist(), strict=True)]
-        return Judged(tuple(scores), own, self._gallery(pictures, found, wanted, hits))
+        return Judged(tuple(scores), own)
+
+    def told(
+        self, pictures: PictureSet, place: int, found: Line, truth: list[float], own: Line, encoder: Encoder
+    ) -> Told:
+        """See ``PredictingTask``: both boxes."""
+        drawn = with_boxes(pictures, place, [np.array(truth)], [found["box"]])
+        return Told("", "", f"IoU {own['iou']:.2f}", drawn, "boxes")
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a box."""
@@ -148,15 +155,6 @@ class GroundingTask(PredictingTask):
             hits.append(float((iou(boxes, wanted[place]) >= 0.5).mean()))
         return sum(hits) / len(hits)
 
-    def _gallery(
-        self, pictures: PictureSet, found: Boxes, wanted: Boxes, hits: NDArray[np.bool_]
-    ) -> tuple[Gallery, ...]:
-        rows = []
-        for i in evenly(len(pictures), self.gallery):
-            right, drawn = with_boxes(pictures, i, [wanted[i]], "right"), with_boxes(pictures, i, [found[i]], "found")
-            rows.append(GalleryRow(pictures.captions[i], right, ("",), (drawn,), (bool(hits[i]),)))
-        return (Gallery(f"{self.name}: boxes", tuple(rows)),) if rows else ()
-
 
 @dataclass(frozen=True)
 class SegmentationTask(PredictingTask):
@@ -169,6 +167,7 @@ class SegmentationTask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more"
 
     kind: Literal["segmentation"] = "segmentation"
     objective: str = "segment"
@@ -216,6 +215,13 @@ class SegmentationTask(PredictingTask):
             *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
         )
         return Judged(scores, [{"iou": value, "right": value >= 0.5} for value in each.tolist()])
+
+    def told(
+        self, pictures: PictureSet, place: int, found: Line, truth: NDArray[np.bool_], own: Line, encoder: Encoder
+    ) -> Told:
+        """See ``PredictingTask``: both masks."""
+        drawn = with_masks(pictures, place, truth, found["mask"])
+        return Told("", "", f"IoU {own['iou']:.2f}", drawn, "masks")
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a mask."""

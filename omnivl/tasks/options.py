@@ -12,11 +12,13 @@ from moe.ranges import Range
 from omnivl.data.sources.base import Sample
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.choose import Choose
+from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, evenly, mean_score
+from omnivl.tasks.predicting import Judged, Line, PredictingTask, likely
+from omnivl.tasks.results import mean_score
 from omnivl.tasks.sample_fields import place_of, texts_of
 from omnivl.tasks.scorers.dialogue import answer_ranks, ndcg
 
@@ -37,10 +39,10 @@ class OptionsTask(PredictingTask):
         reasons: Key of a second objective that chooses among reasons, as VCR's rationales; null for none.
         answer: Field that the second objective reads in its ``context``, if any: the text of the answer that a reason
             is for. It is the right one in scores, and each option in turn in predictions.
-        gallery: Number of choices to keep for the report.
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "the right option has the highest score and no equal"
 
     kind: Literal["options"] = "options"
     objective: str = "choose"
@@ -48,7 +50,6 @@ class OptionsTask(PredictingTask):
     max_samples: Annotated[int, Range(1)] = 512
     reasons: str | None = None
     answer: str = "answer"
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -124,7 +125,30 @@ class OptionsTask(PredictingTask):
             ]
             for line, hit in zip(each, explained[0].tolist(), strict=True):
                 line["reason_right"] = hit
-        return Judged(tuple(found), each, self._gallery(pictures, scores, hits, encoder))
+        return Judged(tuple(found), each)
+
+    def told(
+        self, pictures: PictureSet, place: int, found: Line, truth: dict[str, int], own: Line, encoder: Encoder
+    ) -> Told:
+        """See ``PredictingTask``: the texts of the options, and with ``reasons`` what was said of the reason."""
+        options = self._options(self.objective, pictures.samples[place], encoder)
+        scores = torch.from_numpy(found["scores"])[None]
+        share = float(_chooses(self.objective, encoder).probabilities(scores)[0, found["option"]])
+        parts = [f"{likely(share)} among {len(options)} options", f"rank of the right one {own['rank']}"]
+        if "reason_right" in own:
+            parts.append(f"reason given the right answer {'right' if own['reason_right'] else 'wrong'}")
+        return Told(options[found["option"]], options[truth["option"]], ", ".join(parts))
+
+    def attention(
+        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
+    ) -> PatchAttention | None:
+        """See ``PredictingTask``: of the text with the chosen option."""
+        objective, chosen, texts = _chooses(self.objective, encoder), pictures.chosen(places), []
+        for place, sample, caption in zip(places, chosen.samples, chosen.captions, strict=True):
+            option = self._options(self.objective, sample, encoder)[predicted[place]["option"]]
+            before = [sample.meta.get(name) for name in objective.context]
+            texts += objective.texts(caption, [option], encoder.reader, before)
+        return patch_attention(encoder, self.objective, chosen, texts)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text; what else it needs depends on the objective."""
@@ -191,17 +215,6 @@ class OptionsTask(PredictingTask):
             given = [[options[own]] for options, own in zip(own_options, right, strict=True)]
             scores = self._reasons(key, pictures, given, encoder)[:, 0]
         return answer_ranks(scores, [one["reason"] for one in truth]) == 1, scores.shape[1]
-
-    def _gallery(
-        self, pictures: PictureSet, scores: NDArray[np.float64], hits: NDArray[np.bool_], encoder: Encoder
-    ) -> tuple[Gallery, ...]:
-        """Some samples, evenly spread, with the option chosen."""
-        rows = []
-        for place in evenly(len(pictures), self.gallery):
-            chosen = self._options(self.objective, pictures.samples[place], encoder)[int(scores[place].argmax())]
-            query = pictures.captions[place], pictures.thumbnail(place)
-            rows.append(GalleryRow(*query, (chosen,), ("",), (bool(hits[place]),)))
-        return (Gallery(f"{self.name}: choices", tuple(rows)),) if rows else ()
 
 
 def _chooses(key: str, encoder: Encoder) -> Choose:

@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from moe.ranges import Range
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.patch_attention import patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.locate import Locate
 from omnivl.tasks.drawn import with_boxes
+from omnivl.tasks.examples import Told, example_gallery
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.pairs import predict_pairs
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, evenly, mean_score
+from omnivl.tasks.results import Gallery, evenly, mean_score
 from omnivl.tasks.sample_fields import phrases_of, texts_of
-from omnivl.tasks.scorers.boxes import phrase_ranks
+from omnivl.tasks.scorers.boxes import iou, phrase_ranks
 
 Boxes = NDArray[np.float64]
 
@@ -47,10 +49,11 @@ class PhrasesTask(PredictingTask):
         source: As for every task; ``scenes`` with ``where: {task: [phrases]}`` has generated phrases.
         phrases: Field of the samples' JSON with the phrases, a list of texts.
         boxes: Field with a list of boxes for each phrase, each [left, top, right, bottom] as fractions.
-        gallery: Number of phrases to keep for the report: right boxes green, the one found red.
+        gallery: Number of phrases to show in the report, otherwise as for all tasks.
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more with one of the phrase's boxes"
 
     kind: Literal["phrases"] = "phrases"
     objective: str = "locate"
@@ -58,7 +61,6 @@ class PhrasesTask(PredictingTask):
     max_samples: Annotated[int, Range(1)] = 1024
     phrases: str = "phrases"
     boxes: str = "phrase_boxes"
-    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -101,7 +103,7 @@ class PhrasesTask(PredictingTask):
     def judge(self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[Any], encoder: Encoder) -> Judged:
         """See ``PredictingTask``; a sample is right with all of its phrases, by any box."""
         phrases = self._phrases(pictures)
-        found = [predicted[one.place]["boxes"][one.number : one.number + 1] for one in phrases]
+        found = _found(phrases, predicted)
         hits, merged = (phrase_ranks(found, [one.boxes for one in phrases], merge) <= 1 for merge in (False, True))
         owners = [pictures.samples[one.place].identity or pictures.samples[one.place].key for one in phrases]
         scores = (
@@ -110,7 +112,22 @@ class PhrasesTask(PredictingTask):
         )
         right = np.ones(len(pictures), dtype=np.bool_)
         np.logical_and.at(right, [one.place for one in phrases], hits)
-        return Judged(scores, [{"right": one} for one in right], self._gallery(pictures, phrases, found, hits))
+        return Judged(scores, [{"right": one} for one in right])
+
+    def galleries(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[Any], judged: Judged, encoder: Encoder
+    ) -> tuple[Gallery, ...]:
+        """See ``PredictingTask``: of phrases, not of samples."""
+        phrases = self._phrases(pictures)
+        found, places = _found(phrases, predicted), evenly(len(phrases), self.gallery)
+        right = (phrase_ranks(found, [one.boxes for one in phrases], False) <= 1).tolist()
+        told = []
+        for one, box in ((phrases[place], found[place][0]) for place in places):
+            drawn = with_boxes(pictures, one.place, list(one.boxes), [box])
+            told.append(Told("", "", f"IoU {iou(box[None], one.boxes).max():.2f}", drawn, "boxes"))
+        asked, owners = [phrases[place].text for place in places], [one.place for one in phrases]
+        seen = patch_attention(encoder, self.objective, pictures.chosen([owners[place] for place in places]), asked)
+        return example_gallery(self, pictures, places, asked, told, right, seen, owners)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has phrases, and a list of boxes for each."""
@@ -125,15 +142,7 @@ class PhrasesTask(PredictingTask):
             if boxes
         ]
 
-    def _gallery(
-        self, pictures: PictureSet, phrases: list[_Phrase], found: list[Boxes], hits: NDArray[np.bool_]
-    ) -> tuple[Gallery, ...]:
-        rows = []
-        for i in evenly(len(phrases), self.gallery):
-            place = phrases[i].place
-            right, drawn = (
-                with_boxes(pictures, place, list(phrases[i].boxes), "right"),
-                with_boxes(pictures, place, list(found[i]), "found"),
-            )
-            rows.append(GalleryRow(phrases[i].text, right, ("",), (drawn,), (bool(hits[i]),)))
-        return (Gallery(f"{self.name}: boxes", tuple(rows)),) if rows else ()
+
+def _found(phrases: Sequence[_Phrase], predicted: Sequence[Line]) -> list[Boxes]:
+    """The box predicted for each phrase, ``[1, 4]``."""
+    return [predicted[one.place]["boxes"][one.number : one.number + 1] for one in phrases]

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from moe.ranges import Range
 from omnivl.data.sources.base import Sample
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet
-from omnivl.tasks.results import Gallery, ResultFile, Score, TaskResult
+from omnivl.tasks.examples import Told, example_gallery
+from omnivl.tasks.results import Gallery, ResultFile, Score, TaskResult, evenly
 from omnivl.tasks.scorers.masks import run_lengths
 from omnivl.tasks.task import Task
 
@@ -34,12 +37,10 @@ class Judged:
     Attributes:
         scores: As a task reports them.
         each: Of every sample ``right``, whether its prediction is, and other values of its own that scores are made of.
-        galleries: Examples for the report.
     """
 
     scores: tuple[Score, ...]
     each: Sequence[Line]
-    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,18 @@ class KeepingTask(Task):
 
 @dataclass(frozen=True)
 class PredictingTask(KeepingTask):
-    """Base of tasks that predict something of each sample without a look at what is right of any."""
+    """Base of tasks that predict something of each sample without a look at what is right of any.
+
+    Class attribute: ``right_means``, when a prediction is right, for people.
+
+    Attributes:
+        gallery: Number of samples to show in the report with what was predicted of them, right or wrong, evenly spread
+            over all samples; 0 for none.
+    """
+
+    right_means: ClassVar[str] = "what was given is the sample's own"
+
+    gallery: Annotated[int, Range(0)] = 12
 
     @property
     @abstractmethod
@@ -128,7 +140,43 @@ class PredictingTask(KeepingTask):
         judged = self.judge(pictures, predicted, truth, encoder)
         right = ({"truth": one, **own} for one, own in zip(truth, judged.each, strict=True))
         kept = self.kept(pictures, zip(predicted, right, strict=True), asked)
-        return TaskResult(judged.scores, judged.galleries, kept)
+        shown = self.galleries(pictures, predicted, truth, judged, encoder) if self.gallery else ()
+        return TaskResult(judged.scores, shown, kept)
+
+    def galleries(
+        self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[Any], judged: Judged, encoder: Encoder
+    ) -> tuple[Gallery, ...]:
+        """Some samples for the report, chosen before anything is known of them; arguments as those of ``judge``."""
+        places, asked = evenly(len(pictures), self.gallery), self.asked(pictures)
+        told = [self.told(pictures, i, predicted[i], truth[i], judged.each[i], encoder) for i in places]
+        right = [bool(one["right"]) for one in judged.each]
+        texts = [asked[i] or "" for i in places]
+        seen = self.attention(pictures, places, predicted, encoder)
+        return example_gallery(self, pictures, places, texts, told, right, seen)
+
+    def told(self, pictures: PictureSet, place: int, found: Line, truth: Any, own: Line, encoder: Encoder) -> Told:
+        """What the report says of one sample.
+
+        Args:
+            pictures: The samples.
+            place: Of the sample among them.
+            found: What was predicted of it.
+            truth: What is right.
+            own: What ``judge`` says of it.
+            encoder: As for ``run``.
+        """
+        return Told(str(found[self.predicts[0]]), str(truth), likely(found.get("probability")))
+
+    def attention(
+        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
+    ) -> PatchAttention | None:
+        """What the texts of some samples attend to in their pictures; None where nothing reads them together.
+
+        By default the text that an objective named by the option ``objective`` is asked about.
+        """
+        objective, asked = getattr(self, "objective", None), self.asked(pictures)
+        texts = [asked[place] or "" for place in places]
+        return None if objective is None else patch_attention(encoder, objective, pictures.chosen(places), texts)
 
     def unjudged(self, encoder: Encoder) -> PictureSet:
         """The samples of the task, also those that lack what is right.
@@ -151,6 +199,11 @@ class PredictingTask(KeepingTask):
         """
         asked = self.asked(pictures)
         return _lines(pictures, asked, ((found, {}) for found in self.predict(pictures, encoder)))
+
+
+def likely(probability: float | None) -> str:
+    """A probability in words; nothing where there is none."""
+    return "" if probability is None else f"probability {probability:.0%}"
 
 
 def identifiers(sample: Sample) -> dict[str, Any]:

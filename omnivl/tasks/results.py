@@ -88,11 +88,53 @@ class GalleryRow:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A picture of a page: its source as a data URI, and what it shows in words."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample with what a task predicted of it.
+
+    Attributes:
+        picture: The sample; of a clip some frames, of a set all pictures, side by side; maybe with boxes or a mask.
+        asked: What was asked about it; empty for nothing.
+        given: What was predicted.
+        wanted: What is right.
+        right: Whether the prediction is.
+        measure: How sure the model was, or how near it came; empty where nobody knows.
+        attention: What the model saw, coloured by the attention of the text; None where there is none.
+    """
+
+    picture: Drawing
+    asked: str
+    given: str
+    wanted: str
+    right: bool
+    measure: str = ""
+    attention: Drawing | None = None
+
+
+@dataclass(frozen=True)
 class Gallery:
-    """Examples that the report shows."""
+    """Some queries with their answers, or some samples with what was predicted of them, for the report.
+
+    Attributes:
+        title: Heading.
+        rows: Queries.
+        examples: Samples.
+        notes: What has to be known to read it, such as how the samples were chosen.
+        marks: What is drawn into pictures in the two colours of ``omnivl.tasks.drawn``, in the plural; empty: nothing.
+    """
 
     title: str
-    rows: tuple[GalleryRow, ...]
+    rows: tuple[GalleryRow, ...] = ()
+    examples: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()
+    marks: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet, Reads
 from omnivl.objectives.regress import Regress
+from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Score, mean_score
@@ -32,6 +33,7 @@ class SentimentTask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "the same whole number from -3 to 3 (Acc-7)"
 
     kind: Literal["sentiment"] = "sentiment"
     objective: str = "regress"
@@ -82,6 +84,10 @@ class SentimentTask(PredictingTask):
             for name, value in left.items()
         ]
         return Judged(tuple(scores), [{"right": bool(one)} for one in equal])
+
+    def told(self, pictures: PictureSet, place: int, found: Line, truth: float, own: Line, encoder: Encoder) -> Told:
+        """See ``PredictingTask``: both numbers."""
+        return Told(f"{found['number']:+.2f}", f"{truth:+.2f}", f"error {abs(found['number'] - truth):.2f}")
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text and a number."""

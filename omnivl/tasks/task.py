@@ -118,6 +118,11 @@ class Task(ABC):
         none: dict[str, Any] = {"baseline": None}
         return self if getattr(self, "baseline", None) is None else replace(self, **none)
 
+    def without_gallery(self) -> Self:
+        """The same without examples for the report, where only scores are read."""
+        none: dict[str, Any] = {"gallery": 0}
+        return replace(self, **none) if getattr(self, "gallery", 0) else self
+
     def examine(self, pictures: PictureSet) -> None:
         """Looks whether samples have what the task reads, before it runs.
 

@@ -1,9 +1,12 @@
 """Visual question answering: VQA accuracy of answers that are chosen from a list, ranked or generated."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
+
+import torch
 
 from moe.ranges import Range
 from omnivl.errors import DataError
@@ -14,9 +17,9 @@ from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
-from omnivl.tasks.answer_gallery import answer_gallery
+from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.predicting import Judged, Line, PredictingTask
+from omnivl.tasks.predicting import Judged, Line, PredictingTask, likely
 from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
 from omnivl.tasks.spelling import comparable
@@ -39,10 +42,10 @@ class VQATask(PredictingTask):
         first_token_twice: Whether the first token counts twice, as in ALBEF's code.
         question: Field of the samples' JSON with the question.
         question_type: Field with its type; questions without one have the type ``other``.
-        gallery: Number of answers to keep for the report.
     """
 
     reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "VQA accuracy above 0"
 
     kind: Literal["vqa"] = "vqa"
     objective: str = "vqa"
@@ -53,7 +56,6 @@ class VQATask(PredictingTask):
     first_token_twice: bool = False
     question: str = "question"
     question_type: str = "question_type"
-    gallery: Annotated[int, Range(0)] = 12
 
     def __post_init__(self) -> None:
         """Reads the list of answers.
@@ -78,11 +80,16 @@ class VQATask(PredictingTask):
     @property
     def predicts(self) -> tuple[str, ...]:
         """See ``PredictingTask``."""
-        return ("answer",)
+        return ("answer", "probability")
 
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
-        """See ``PredictingTask``: the ``answer``; a generated one as the tokenizer decodes it."""
-        return [{"answer": answer} for answer in self._answers(pictures, self.asked(pictures), encoder)]
+        """See ``PredictingTask``: the ``answer``; a generated one as the tokenizer decodes it.
+
+        Its ``probability`` is that of the head, of a ranked answer that of writing it; None of a generated one, and
+        where the first token counts twice.
+        """
+        found = self._answers(pictures, self.asked(pictures), encoder)
+        return [{"answer": answer, "probability": share} for answer, share in found]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[str]]:
         """See ``PredictingTask``: people's answers."""
@@ -96,9 +103,15 @@ class VQATask(PredictingTask):
         answers = [_as_people_spell(one["answer"], given) for one, given in zip(predicted, truth, strict=True)]
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, truth, strict=True)]
         each = [{"score": score, "right": score > 0} for score in found]
-        right = [value > 0 for value in found]
-        gallery = answer_gallery(self.name, pictures, self.asked(pictures), answers, right, self.gallery)
-        return Judged(tuple(self._scores(found, truth, types)), each, gallery)
+        return Judged(tuple(self._scores(found, truth, types)), each)
+
+    def told(
+        self, pictures: PictureSet, place: int, found: Line, truth: list[str], own: Line, encoder: Encoder
+    ) -> Told:
+        """See ``PredictingTask``: beside the probability the VQA accuracy, and how many people gave each answer."""
+        people = ", ".join(f"{answer} ({count})" for answer, count in Counter(truth).most_common())
+        measures = (likely(found["probability"]), f"VQA accuracy {own['score']:.2f}")
+        return Told(_as_people_spell(found["answer"], truth), people, ", ".join(filter(None, measures)))
 
     def asked(self, pictures: PictureSet) -> list[str]:
         """See ``PredictingTask``: the questions.
@@ -114,12 +127,14 @@ class VQATask(PredictingTask):
         for place in range(len(pictures)):
             _given(pictures, place)
 
-    def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[str]:
-        """The answer to each question."""
+    def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[tuple[str, float | None]]:
+        """The answer to each question, and how likely it is."""
         objective = encoder.chain.objectives[self.objective]
         if isinstance(objective, VQA):
-            best = encoder.predict(self.objective, pictures, questions).argmax(dim=1).tolist()
-            return [objective.choices[place] for place in best]
+            logits = encoder.predict(self.objective, pictures, questions)
+            best = logits.argmax(dim=1)
+            shares = objective.probabilities(logits)[torch.arange(len(best)), best].tolist()
+            return [(objective.choices[place], share) for place, share in zip(best.tolist(), shares, strict=True)]
         assert isinstance(objective, Answer), "as needs says"
         choices = self.answers
         assert isinstance(choices, tuple), "a path is replaced by what the file holds"
@@ -133,10 +148,11 @@ class VQATask(PredictingTask):
                 candidates=self.candidates,
                 first_token_twice=self.first_token_twice,
             )
-            return [choices[place] for place in ranked.argmax(dim=1).tolist()]
+            found = zip(*(one.tolist() for one in ranked.max(dim=1)), strict=True)
+            return [(choices[place], None if self.first_token_twice else math.exp(value)) for value, place in found]
         search = caption_search(encoder.tokenizer.special, objective.length - 1)
         written = encoder.generate(self.objective, pictures, search, questions)
-        return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
+        return [(encoder.tokenizer.decode(tokens), None) for tokens in written.tolist()]
 
     def _scores(self, found: list[float], people: Sequence[list[str]], types: list[str]) -> list[Score]:
         """Scores for all questions and by type; chance is the best constant answer."""

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.ranges import Range
 from omnivl.data.templates import filled
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
+from omnivl.tasks.examples import Told, example_gallery
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.predicting import KeepingTask
-from omnivl.tasks.results import TaskResult, mean_score
+from omnivl.tasks.results import TaskResult, evenly, mean_score
 from omnivl.tasks.scorers.recall import LARGEST_BLOCK
 
 
@@ -27,13 +29,17 @@ class ZeroShotTask(KeepingTask):
         prompts: Templates with ``{label}``, averaged in embedding space (Source: CLIP, arXiv 2103.00020, 3.1.4). A
             template may contain ``{name}``, the sample's name: each sample then has its own class texts.
         baseline: Reference of the nearest-neighbour pixel baseline; null prints none.
+        gallery: Number of samples to show in the report with their class, right or wrong, evenly spread over all
+            samples; 0 for none.
     """
 
     reads: ClassVar[Reads] = "label"
+    right_means: ClassVar[str] = "the class is the sample's own"
 
     kind: Literal["zero_shot"] = "zero_shot"
     prompts: tuple[str, ...] = ("{label}",)
     baseline: BaselineReference | None = None
+    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -66,7 +72,10 @@ class ZeroShotTask(KeepingTask):
         )
         found = [classes[place] for place in predicted.tolist()]
         lines = (({"label": one}, {"truth": own, "right": one == own}) for one, own in zip(found, labels, strict=True))
-        return TaskResult((score,), files=self.kept(pictures, lines))
+        places, right = evenly(len(pictures), self.gallery), (predicted == truth).tolist()
+        told = [Told(found[place], labels[place]) for place in places]
+        shown = example_gallery(self, pictures, places, [""] * len(places), told, right)
+        return TaskResult((score,), shown, self.kept(pictures, lines))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a label."""

@@ -67,7 +67,7 @@ def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
         pictures = PictureSet("emoji", "image", WHERE, model.inputs, 4096)
         return {
             "scores": [(score.metric, score.value, score.count) for result in results for score in result.scores],
-            "written": [row.answer_texts for result in results for gallery in result.galleries for row in gallery.rows],
+            "written": [one.given for result in results for gallery in result.galleries for one in gallery.examples],
             "pictures": encoder.pictures(pictures),
             "texts": encoder.texts(pictures.captions),
         }

@@ -142,9 +142,9 @@ def test_labels_and_captions_are_those_of_the_command(run, model, tmp_path):
     (tasks_of_captions,) = (r for r in printed["results"] if r["scores"][0]["metric"] == "exact match")
     written = model.caption(media, batch_size=64)
     assert len(written) == len(own) == tasks_of_captions["scores"][0]["count"]
-    sides = json.loads((run / "evaluation-joint.json").read_text())["results"][1]["galleries"][0]["rows"]
+    sides = json.loads((run / "evaluation-joint.json").read_text())["results"][1]["galleries"][0]["examples"]
     chosen = [written[i * len(own) // 12] for i in range(12)]
-    assert [row["answer_texts"][0] for row in sides] == chosen
+    assert [one["given"] for one in sides] == chosen
 
 
 def test_probabilities_are_the_softmax_over_the_learnt_temperature(model):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moe.analysis import strongest
 from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.results import Drawing
 
 Pixels = NDArray[np.uint8]
 
@@ -26,14 +27,6 @@ _SAMPLES, _FRAMES, _SIDE = 6, 4, 168
 _PATCHES, _WORDS, _CROP = 12, 16, 44
 _SPOT = ("modality", "sample", "frame", "row", "column")
 _GOLDEN = 0.618034
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture of the page: its source as a data URI, and what it shows in words."""
-
-    source: str
-    text: str
 
 
 @dataclass(frozen=True)

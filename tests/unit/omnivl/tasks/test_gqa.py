@@ -98,9 +98,9 @@ def test_figures_are_those_of_the_scorer(tmp_path: Path) -> None:
     assert (found["distribution"].graded, found["distribution"].interval) == (False, None)
     assert found["validity"].value == pytest.approx(3 / 4), "4 has color, material and shape"
     (gallery,) = result.galleries
-    assert [(row.query_text, row.answer_texts, row.correct) for row in gallery.rows] == [
-        ("question 0 (red)", ("red",), (True,)),
-        ("question 2 (yes)", ("no",), (False,)),
+    assert [(one.asked, one.given, one.wanted, one.right) for one in gallery.examples] == [
+        ("question 0", "red", "red", True),
+        ("question 2", "no", "yes", False),
     ]
 
 

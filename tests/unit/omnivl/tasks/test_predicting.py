@@ -93,7 +93,8 @@ def test_answers(tmp_path: Path) -> None:
     sample = ENTAILMENT.picture_set(encoder_of(VQA(answers=ANSWERS))).samples[7]
     assert lines[7]["where"] == sample.where and lines[7]["text"] == sample.captions[0]
     assert lines[7]["question_id"] == sample.meta["question_id"]
-    assert set(lines[7]) == {"where", "question_id", "text", "answer", "truth", "right"}
+    assert set(lines[7]) == {"where", "question_id", "text", "answer", "probability", "truth", "right"}
+    assert lines[7]["probability"] == pytest.approx(np.e / (np.e + 2)), "by softmax among three"
 
 
 def test_vqa_keeps_scores_and_peoples_answers(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_classification() -> None:
     chance = chances_of(ENTAILMENT, always)["accuracy"]
     assert chance is not None and 1 / 3 < chance < 0.5
     (result,) = run_tasks([ENTAILMENT], always)
-    assert {row.answer_texts for row in result.galleries[0].rows} == {("entailment",)}
+    assert {one.given for one in result.galleries[0].examples} == {"entailment"}
     unknown = encoder_of(VQA(answers=("a", "b")), says=lambda sample, text: torch.tensor([1.0, 0.0]))
     assert scores_of(ENTAILMENT, unknown)["accuracy"] == 0.0, "an answer that the list lacks is wrong"
 
@@ -233,8 +233,8 @@ def test_phrases() -> None:
     (result,) = run_tasks([PHRASES], whole)
     assert {score.count for score in result.scores} == {len(boxes)}
     (gallery,) = result.galleries
-    assert gallery.rows[0].query_text == samples[0].meta["phrases"][0]  # type: ignore[index]
-    assert all(row.query_image != row.answer_images[0] for row in gallery.rows), "green and red"
+    assert gallery.examples[0].asked == samples[0].meta["phrases"][0]  # type: ignore[index]
+    assert gallery.marks == "boxes" and len(gallery.examples) == 4
 
 
 def test_phrases_by_a_head_are_texts_of_their_own() -> None:

@@ -262,7 +262,7 @@ def test_captions_of_an_oracle_match_exactly() -> None:
     values = {score.metric: score.value for score in result.scores}
     assert values["keyword F1"] == 1.0
     assert values["exact match"] == 1.0
-    assert len(result.galleries[0].rows) == 3
+    assert len(result.galleries[0].examples) == 3
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_scores_stand_beside_what_the_question_alone_tells():
     assert constant.value == pytest.approx(max(best, most) / 20)
     assert [score.count for score in result.scores] == [20, 20, 20, len(checks), len(kinds)]
     (gallery,) = result.galleries
-    assert [row.answer_texts for row in gallery.rows] == [("yes",)] * 4
+    assert [one.given for one in gallery.examples] == ["yes"] * 4
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_it_runs_on_every_kind_of_objective(model, objective, options):
     (result,) = run_tasks([task], encoder_of(model, objective))
     assert len(result.scores) == 5
     assert all(0 <= score.value <= 1 for score in result.scores)
-    answers = {row.answer_texts[0] for row in result.galleries[0].rows}
+    answers = {one.given for one in result.galleries[0].examples}
     assert answers <= set(ANSWERS) or (objective.key == "answer" and not options)
 
 
