@@ -84,17 +84,19 @@ def with_attention(pictures: PictureSet, index: int, grid: NDArray[np.float32], 
     """
     frames = pictures.view(index).permute(0, 2, 3, 1).numpy()
     times, most = len(grid), float(grid.max())
+    time, row, column = (int(one) for one in np.unravel_index(int(grid.argmax()), grid.shape))
+    kept = evenly(times, MOST_FRAMES)
+    kept[int(np.abs(np.array(kept) - time).argmin())] = time  # so that the patch with the most is shown
     painted = []
-    for time in evenly(times, MOST_FRAMES):
-        frame = frames[time * len(frames) // times]
+    for place in kept:
+        frame = frames[place * len(frames) // times]
         size = fitted(frame.shape[1], frame.shape[0], SIDE)
         grey = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        level = np.rint(255 * grid[time] / max(most, 1e-12)).astype(np.uint8)
+        level = np.rint(255 * grid[place] / max(most, 1e-12)).astype(np.uint8)
         colours = cv2.applyColorMap(_enlarged(level, size), cv2.COLORMAP_VIRIDIS)[..., ::-1]
         painted.append(np.rint(0.4 * grey[..., None] + 0.6 * colours).astype(np.uint8))
-    time, row, column = (int(one) + 1 for one in np.unravel_index(int(grid.argmax()), grid.shape))
-    where = f"row {row}, column {column} of {grid.shape[1]} x {grid.shape[2]}"
-    where = where if times == 1 else f"{where}, number {time} of {times}"
+    where = f"row {row + 1}, column {column + 1} of {grid.shape[1]} x {grid.shape[2]}"
+    where = where if times == 1 else f"{where}, number {time + 1} of {times}"
     return Drawing(_encoded(painted), f"{share:.0%} on patches; of that most, {most:.1%}, at {where}")
 
 

@@ -9,7 +9,7 @@ from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.predicting import KeepingTask
-from omnivl.tasks.ranking import first_texts, metrics_of, scores_of_ranks
+from omnivl.tasks.ranking import first_texts, found_galleries, metrics_of, scores_of_ranks
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.scorers.recall import Ranked, Relevance, ranks_both_ways
 
@@ -23,11 +23,13 @@ class MatchingTask(KeepingTask):
     Attributes:
         objective: Key of the objective whose head matches, such as ``itm``.
         max_samples: As for every task, with a smaller default.
+        gallery: Number of queries to keep for the report.
     """
 
     kind: Literal["matching"] = "matching"
     objective: str = "itm"
     max_samples: Annotated[int, Range(1)] = 128
+    gallery: Annotated[int, Range(0)] = 0
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -53,10 +55,13 @@ class MatchingTask(KeepingTask):
         relevance = Relevance(tuple((columns_of[caption],) for caption in captions), len(texts))
         rows = scores.numpy().__getitem__
         of_pictures, of_texts = ranks_both_ways(rows, relevance)
+        both = rows, scores.T.contiguous().numpy().__getitem__
+        galleries = found_galleries(self.name, self.media, pictures, texts, relevance, both, self.gallery)
         return TaskResult(
             (
                 *scores_of_ranks(self.name, f"{self.media}->text", [Ranked(of_pictures, relevance)]),
                 *scores_of_ranks(self.name, f"text->{self.media}", [Ranked(of_texts, relevance.transposed())]),
             ),
-            files=self.kept(pictures, first_texts(texts, rows, relevance)),
+            galleries,
+            self.kept(pictures, first_texts(texts, rows, relevance)),
         )

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnivl.tasks.results import Score, mean_score
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.results import Gallery, GalleryRow, Score, evenly, mean_score
 from omnivl.tasks.scorers.recall import (
     PLACES,
     Ranked,
@@ -84,6 +85,59 @@ def first_texts(
         for columns, scores, rank, relevant in found:
             right = {"truth": [texts[one] for one in relevant], "rank": rank, "right": rank == 1}
             yield {"texts": [texts[one] for one in columns], "scores": scores}, right
+
+
+def found_galleries(
+    name: str,
+    media: str,
+    pictures: PictureSet,
+    texts: Sequence[str],
+    relevance: Relevance,
+    rows: tuple[Rows, Rows],
+    most: int,
+) -> tuple[Gallery, ...]:
+    """Evenly chosen queries of both directions with their first five answers; none for ``most`` 0.
+
+    Args:
+        name: Name of the task.
+        media: What the pictures are.
+        pictures: The pictures.
+        texts: The texts.
+        relevance: Which texts belong to each picture.
+        rows: The similarity matrix by its rows, and by its columns.
+        most: Number of queries of each direction.
+    """
+    of_pictures, of_texts = rows
+
+    def best(rows: Rows, query: int) -> list[int]:
+        (row,) = torch.from_numpy(rows(slice(query, query + 1)))
+        return row.topk(min(5, len(row))).indices.tolist()  # type: ignore[no-any-return]
+
+    from_pictures, from_texts = [], []
+    for i in evenly(len(pictures), most):
+        found = best(of_pictures, i)
+        from_pictures.append(
+            GalleryRow(
+                query_text=texts[relevance.candidates[i][0]],
+                query_image=pictures.thumbnail(i),
+                answer_texts=tuple(texts[j] for j in found),
+                answer_images=("",) * len(found),
+                correct=tuple(j in relevance.candidates[i] for j in found),
+            )
+        )
+    for j in evenly(len(texts), most):
+        found = best(of_texts, j)
+        from_texts.append(
+            GalleryRow(
+                query_text=texts[j],
+                query_image="",
+                answer_texts=tuple(texts[relevance.candidates[i][0]] for i in found),
+                answer_images=tuple(pictures.thumbnail(i) for i in found),
+                correct=tuple(j in relevance.candidates[i] for i in found),
+            )
+        )
+    titled = ((f"{name}: {media} to text", from_pictures), (f"{name}: text to {media}", from_texts))
+    return tuple(Gallery(title, tuple(own)) for title, own in titled if own)
 
 
 def _mean(values: Sequence[float]) -> float:

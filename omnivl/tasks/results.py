@@ -39,7 +39,8 @@ class Score:
 
 def evenly(count: int, most: int) -> list[int]:
     """At most ``most`` different places among ``count``, evenly spread from the first on: the rows of a gallery."""
-    return [number * count // most for number in range(min(most, count))]
+    some = min(most, count)
+    return [number * count // some for number in range(some)]
 
 
 def mean_score(

@@ -19,9 +19,9 @@ from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.predicting import KeepingTask
-from omnivl.tasks.ranking import first_texts, metrics_of, scores_of_ranks
+from omnivl.tasks.ranking import first_texts, found_galleries, metrics_of, scores_of_ranks
 from omnivl.tasks.reranking import matching_of_pictures, matching_of_texts, reranked
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.results import Score, TaskResult
 from omnivl.tasks.scorers.recall import (
     LARGEST_BLOCK,
     Floats,
@@ -115,7 +115,9 @@ class RetrievalTask(KeepingTask):
             parts = [whole.within(fold) for fold in folds]
             scores += self._scores(parts, [self._rankings(part, encoder) for part in parts], self._folded)
         of_pictures, of_texts = ranked[-1]
-        galleries = _galleries(self, whole, of_pictures, of_texts) if self.gallery else ()
+        galleries = found_galleries(
+            self.name, self.media, pictures, texts, relevance, (of_pictures, of_texts), self.gallery
+        )
         return TaskResult(tuple(scores), galleries, self.kept(pictures, first_texts(texts, of_pictures, relevance)))
 
     def _rankings(self, compared: "_Compared", encoder: Encoder) -> list[tuple[Rows, Rows]]:
@@ -236,43 +238,3 @@ def _pixel_similarity(
         return similarity.numpy()
 
     return rows
-
-
-def _galleries(task: RetrievalTask, compared: _Compared, of_pictures: Rows, of_texts: Rows) -> tuple[Gallery, ...]:
-    """Evenly chosen queries of both directions with their first five answers."""
-    pictures, texts, relevance = compared.pictures, compared.texts, compared.relevance
-
-    def queries(count: int) -> list[int]:
-        return [i * count // task.gallery for i in range(min(task.gallery, count))]
-
-    def best(rows: Rows, query: int) -> list[int]:
-        (row,) = torch.from_numpy(rows(slice(query, query + 1)))
-        return row.topk(min(5, len(row))).indices.tolist()  # type: ignore[no-any-return]
-
-    from_pictures, from_texts = [], []
-    for i in queries(len(pictures)):
-        found = best(of_pictures, i)
-        from_pictures.append(
-            GalleryRow(
-                query_text=texts[relevance.candidates[i][0]],
-                query_image=pictures.thumbnail(i),
-                answer_texts=tuple(texts[j] for j in found),
-                answer_images=("",) * len(found),
-                correct=tuple(j in relevance.candidates[i] for j in found),
-            )
-        )
-    for j in queries(len(texts)):
-        found = best(of_texts, j)
-        from_texts.append(
-            GalleryRow(
-                query_text=texts[j],
-                query_image="",
-                answer_texts=tuple(texts[relevance.candidates[i][0]] for i in found),
-                answer_images=tuple(pictures.thumbnail(i) for i in found),
-                correct=tuple(j in relevance.candidates[i] for i in found),
-            )
-        )
-    return (
-        Gallery(f"{task.name}: {task.media} to text", tuple(from_pictures)),
-        Gallery(f"{task.name}: text to {task.media}", tuple(from_texts)),
-    )

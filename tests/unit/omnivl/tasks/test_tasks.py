@@ -39,6 +39,7 @@ class Oracle:
     training: bool = True
     calls: list[str] = field(default_factory=list)
     objectives: dict[str, Objective] = field(default_factory=lambda: {"lm": LM()})
+    named_layers: dict[str, object] = field(default_factory=dict)
 
     def learn(self, pictures: PictureSet, texts: Sequence[str]) -> None:
         for i, text in enumerate(texts):
