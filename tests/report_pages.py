@@ -13,6 +13,21 @@ SCORES: list[dict[str, Any]] = [
     {"task": "captions", "metric": "BLEU-4", "value": 0.1357, "chance": None, "baseline": None},
 ]
 IMAGE = "data:image/png;base64,AAAA"
+PREDICTIONS: dict[str, Any] = {
+    "examples": [
+        {
+            **{"picture": {"source": IMAGE, "text": "picture with boxes"}, "asked": "the <red> one", "given": "left"},
+            **{"wanted": "left", "right": True, "measure": "IoU 0.63"},
+            "attention": {"source": IMAGE, "text": "81% on patches"},
+        },
+        {
+            **{"picture": {"source": IMAGE, "text": "picture with boxes"}, "asked": "", "given": "left"},
+            **{"wanted": "right", "right": False, "measure": "", "attention": None},
+        },
+    ],
+    "notes": ["2 of 9 predictions", "Attention: weights of alignment_05"],
+    "marks": "boxes",
+}
 
 
 def train_line(step: int, **changed: Any) -> dict[str, Any]:
@@ -44,6 +59,7 @@ def write_run(folder: Path) -> Path:
     galleries = [
         {"title": "pictures to texts", "rows": [{**first, "correct": [False, True]}]},
         {"title": "written captions", "rows": [{**second, "correct": [False]}]},
+        {"title": "grounding: predictions", "rows": [], **PREDICTIONS},
     ]
     scores = [{**score, "count": 1599} for score in SCORES]
     results = [{"scores": scores[:2], "galleries": galleries[:1]}, {"scores": scores[2:], "galleries": galleries[1:]}]

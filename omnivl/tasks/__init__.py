@@ -19,7 +19,7 @@ from omnivl.tasks.options import OptionsTask
 from omnivl.tasks.phrases import PhrasesTask
 from omnivl.tasks.pixel_baseline import BaselineReference
 from omnivl.tasks.predicting import PredictingTask
-from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
+from omnivl.tasks.results import Drawing, Example, Gallery, GalleryRow, ResultFile, Score, TaskResult
 from omnivl.tasks.retrieval import RetrievalTask
 from omnivl.tasks.routing.task import RoutingTask
 from omnivl.tasks.sentiment import SentimentTask
@@ -39,7 +39,9 @@ __all__ = [
     "BaselineReference",
     "CaptionTask",
     "ClassificationTask",
+    "Drawing",
     "Embeddings",
+    "Example",
     "GQATask",
     "Gallery",
     "GalleryRow",

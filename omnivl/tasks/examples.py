@@ -57,7 +57,7 @@ def example_gallery(
         task: Whose predictions they are.
         pictures: All samples.
         places: The chosen ones among all predictions, G of them, in order.
-        asked: What was asked with each of the G.
+        asked: The text that goes with each of the G; empty for none.
         told: What is said of each of the G.
         right: Of all predictions, whether they are.
         attention: Of the G texts.

@@ -102,7 +102,7 @@ class Example:
 
     Attributes:
         picture: The sample; of a clip some frames, of a set all pictures, side by side; maybe with boxes or a mask.
-        asked: What was asked about it; empty for nothing.
+        asked: The text that goes with it, such as a question; empty for none.
         given: What was predicted.
         wanted: What is right.
         right: Whether the prediction is.

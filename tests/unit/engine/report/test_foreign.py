@@ -38,6 +38,10 @@ def test_a_run_folder_of_someone_else_runs_nothing_in_the_report(run: Path) -> N
     one = {**row, "answer_texts": [EVIL], "answer_images": [""]}
     score = {"task": EVIL, "metric": EVIL, "value": 0.5, "chance": None, "baseline": None, "count": 3}
     galleries = [{"title": EVIL, "rows": [row]}, {"title": EVIL, "rows": [one]}]
+    drawn = {"source": f'{IMAGE}" onload="alert(7)', "text": EVIL}
+    example = {"picture": drawn, "attention": drawn, "right": True, **dict.fromkeys(("asked", "given", "wanted"), EVIL)}
+    galleries.append({"title": EVIL, "rows": [], "examples": [{**example, "measure": EVIL}], "notes": [EVIL]})
+    galleries[-1]["marks"] = EVIL
     results = [{"scores": [score], "galleries": galleries}]
     (stage / "evaluation.json").write_text(json.dumps({"step": 1, "results": results}))
     (stage / "rollbacks.json").write_text(json.dumps([{"first_bad": 1, "step": 2, "reason": EVIL, "loaders": []}]))

@@ -13,6 +13,7 @@ from engine.report.curves import evaluation_records, panels_of, smooth, training
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
 from engine.report.table import format_share
 from engine.telemetry.panels import PANELS
+from omnivl.tasks.drawn import GIVEN, RIGHT
 
 
 def test_every_score_stands_on_the_page_with_chance_and_baseline(run: Path) -> None:
@@ -53,6 +54,33 @@ def test_galleries_mark_right_answers_and_captions_show_what_was_expected(run: P
     assert re.search(r'class="card ">.*?a dog</div></div>', page)
     assert "What the model wrote" in page
     assert ">bee</span>" in page
+
+
+def test_predictions_say_what_was_asked_given_and_right_and_what_pictures_show(run: Path) -> None:
+    page = outside_plotly(write_report(run).read_text())
+    assert "<h3>grounding: predictions</h3>" in page
+    assert '<p class="soft">2 of 9 predictions</p>' in page
+    first, second = re.findall(r'<li class="example (?:right|wrong)">.*?</li>', page, re.DOTALL)
+    assert first.startswith('<li class="example right"><span class="mark">&check; right</span>')
+    assert second.startswith('<li class="example wrong"><span class="mark">&cross; wrong</span>\n')
+    for said in ("IoU 0.63", "<p>the &lt;red&gt; one</p>", "given:</span> <b>left</b>", "right:</span> left"):
+        assert said in first
+    assert "right:</span> right" in second and "attention" not in second
+    assert "<figcaption>attention: 81% on patches</figcaption>" in first
+    assert [one["alt"] for one in elements(first, "img")] == ["picture with boxes", "81% on patches"]
+    assert all(one["src"].startswith("data:") for one in elements(page, "img"))
+
+
+def test_the_legend_has_the_colours_that_are_drawn(run: Path) -> None:
+    page = outside_plotly(write_report(run).read_text())
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in (RIGHT, GIVEN)]
+    assert re.findall(r"\.legend \.is-(?:right|given) \{ border: 3px (\w+) (#\w+); \}", page) == [
+        *zip(("solid", "dashed"), colours, strict=True)
+    ]
+    assert 'Drawn boxes: <i class="is-right"></i>right (green, continuous) <i class="is-given "></i>given' in page
+    file = run / "stages" / "01-spatial" / "evaluation.json"
+    file.write_text(file.read_text().replace('"marks": "boxes"', '"marks": ""'))
+    assert 'class="legend"' not in write_report(run).read_text()
 
 
 def test_hand_over_skipped_steps_and_bad_samples_are_told(run: Path) -> None:
