@@ -152,9 +152,9 @@ def _patches(weights: Tensor, pictures: Pictures, patch: int) -> list[NDArray[np
         grids, places = [(int(down), int(across)) for down, across in pictures.grids.tolist()], num_places(frames)
     times = frames.shape[1]
     if (count - 1) % places == 0 and (count - 1) // places <= times:
-        by_frame = weights[:, 1:].unflatten(1, (-1, places))
+        by_frame = weights[:, 1:].reshape(len(weights), -1, places)
     else:
-        by_frame = weights.unflatten(1, (times, 1 + places))[:, :, 1:]
+        by_frame = weights.reshape(len(weights), times, 1 + places)[:, :, 1:]
     return [
         row[:, : down * across].reshape(-1, down, across).numpy()
         for row, (down, across) in zip(by_frame, grids, strict=True)

@@ -50,7 +50,7 @@ def attention_weights(q: Tensor, k: Tensor, num_heads: int, mask: Tensor | None 
         num_heads: H.
         mask: bool ``[R, K]``, true where a key may be attended to; None for all. Every row needs one true key.
     """
-    queries, keys = (x.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k))
+    queries, keys = (x.float().view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k))
     scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
@@ -75,7 +75,7 @@ def attending(blocks: Mapping[str, nn.Module]) -> Iterator[list[Attended]]:
     heard: list[Attended] = []
     with ExitStack() as until:
         if any(getattr(one, "_compiled_call_impl", None) is not None for one in blocks.values()):
-            until.enter_context(torch.compiler.set_stance("force_eager"))  # type: ignore[no-untyped-call]
+            until.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, block in blocks.items():
             if isinstance(block, GroundedBlock):
                 hook = block.cross.register_forward_hook(_cross_hook(layer, heard), with_kwargs=True)
@@ -94,8 +94,9 @@ def _cross_hook(layer: str, heard: list[Attended]) -> Callable[..., None]:
         assert q is not None and kv is not None, "its signature says so"
         q = module.q(q)
         q = q if padding is None else padding.restore(q)
-        k = kv.chunk(2, dim=-1)[0]
-        k, mask = (x if x is None or rows is None else x.index_select(0, rows) for x in (k, mask))
+        k: Tensor = kv.chunk(2, dim=-1)[0]
+        if rows is not None:
+            k, mask = k.index_select(0, rows), None if mask is None else mask.index_select(0, rows)
         heard.append(Attended(layer, module.num_heads, attention_weights(q, k, module.num_heads, mask).cpu()))
 
     return hook

@@ -72,9 +72,9 @@ class ZeroShotTask(KeepingTask):
         )
         found = [classes[place] for place in predicted.tolist()]
         lines = (({"label": one}, {"truth": own, "right": one == own}) for one, own in zip(found, labels, strict=True))
-        places, right = evenly(len(pictures), self.gallery), (predicted == truth).tolist()
-        told = [Told(found[place], labels[place]) for place in places]
-        shown = example_gallery(self, pictures, places, [""] * len(places), told, right)
+        chosen, right = evenly(len(pictures), self.gallery), (predicted == truth).tolist()
+        told = [Told(found[place], labels[place]) for place in chosen]
+        shown = example_gallery(self, pictures, chosen, [""] * len(chosen), told, right)
         return TaskResult((score,), shown, self.kept(pictures, lines))
 
     def examine(self, pictures: PictureSet) -> None:
