@@ -67,7 +67,10 @@ def test_predictions_say_what_was_asked_given_and_right_and_what_pictures_show(r
         assert said in first
     assert "right:</span> right" in second and "attention" not in second
     assert "<figcaption>attention: 81% on patches</figcaption>" in first
-    assert [one["alt"] for one in elements(first, "img")] == ["picture with boxes", "81% on patches"]
+    assert [one["alt"] for one in elements(first, "img")] == [
+        "picture with boxes",
+        "what the model saw, coloured by attention",
+    ]
     assert all(one["src"].startswith("data:") for one in elements(page, "img"))
 
 

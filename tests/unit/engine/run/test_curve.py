@@ -95,7 +95,7 @@ class Clock:
         return self.now
 
 
-TASK = RetrievalTask(max_samples=8, baseline=BaselineReference(max_samples=8))
+TASK = RetrievalTask(max_samples=8, baseline=BaselineReference(max_samples=8), gallery=4)
 
 
 def stage_with(plan: CurvePlan) -> StagePlan:
@@ -117,6 +117,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[bool]:
     def examine(host: Any, stage: StagePlan, tokenizer: Any, tasks: Any) -> list[TaskResult]:
         clock.now += 6.0
         (task,) = tasks
+        assert task.gallery == 0, "of which nobody sees anything"
         found.append(task.baseline is not None)
         score = Score("retrieval", "image->text R@1", 0.5, 0.125, 0.25 if task.baseline else None, 8)
         return [TaskResult((score,))]
