@@ -29,7 +29,7 @@ class OneWidth(Architecture):
         num_frames: Frames of a training clip.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch.
-        position_std: Deviation of the starting values of spatial positions. At ViT's 0.02 the patches drown them in small
+        position_std: Deviation of the starting values of spatial positions. At ViT's 0.02 patches drown them in small
             models; at 0.3 these learn in half as many steps which of several places a text means.
         temporal_gain: Scale of the temporal branches' starting values. At 0 their projections and the temporal
             positions are zero, so that a clip of equal frames gives exactly the image's result. Above 0 projections
