@@ -44,7 +44,8 @@ def blank_batches(stage: StagePlan, tokenizer: Tokenizer, words: Sequence[int] =
     """
     sizes = stage.model.inputs
     readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length, tokenizer_or_words)
-    prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
+    objectives = tuple(objective.with_stand_ins() for objective in stage.objectives)
+    prepare = Preparation(objectives, tokenizer.special, sizes, 0, readers)
     whole = any(objective.needs_whole_texts for objective in stage.objectives)
     collator = Collator(sizes, tokenizer, prepare, trims=bool(words) and not whole)
     texts = [" ".join("a" * number) for number in words or (sizes.text_length,)]

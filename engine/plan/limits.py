@@ -47,7 +47,7 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("hidden_size", "projection_size", "attribute_size", "num_queries"), _WIDTH),
     **dict.fromkeys(("num_heads", "mlp_ratio", "expert_ratio"), Limit(high=1_024)),
     **dict.fromkeys(("num_experts", "common_experts", "shared_experts", "num_attributes", "pools"), _EXPERTS),
-    **dict.fromkeys(("vocab_size", "queue_size", "num_answers"), _WORDS),
+    **dict.fromkeys(("vocab_size", "queue_size", "num_answers", "num_classes"), _WORDS),
     **dict.fromkeys(("image_size", "video_size", "patch_size"), _PIXELS),
     **dict.fromkeys(("num_frames", "tubelet_size"), Limit(high=4_096)),
     **dict.fromkeys(("text_length", "length", "positions"), _TOKENS),

@@ -39,8 +39,9 @@ PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and n
   left out is said, and how many bad samples a run will leave out; a filter that leaves nothing of a part is no mistake
   yet. Weights are not compared by value, and evaluation's pictures not decoded. Streams (`pipe:`, `http://`, `s3://`
   ...) are opened by `pretrain` alone, and there to their first sample. `--offline` leaves the look out, on a machine
-  that does not see the data; a stated `vocab_size` then stands for the tokenizer. Lists of answers, model files and
-  pipeline profiles decide sizes, and are read always.
+  that does not see the data; a stated `vocab_size` then stands for the tokenizer, and a stated `num_answers` or
+  `num_classes` for a list whose file is not there. Other lists, model files and pipeline profiles decide sizes, and are
+  read always.
 - **Overrides.** `omnivl check PLAN.yaml stages.joint.optimizer.lr=2e-4` sets a field from the command line. A member of
   a list is named by its index, its `name` or its `kind`.
 - **Shared sections.** `model`, `parallel` and `batch` are given once for all stages; a stage gives only the fields that

@@ -10,6 +10,7 @@ from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.data_build import app as build_app
 from launcher.commands.data_convert import app as convert_app
 from launcher.commands.data_overlap import overlap
+from launcher.commands.data_values import values
 from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
@@ -19,6 +20,7 @@ app = typer.Typer(help="Build, inspect, compare and convert data.", no_args_is_h
 app.add_typer(build_app, name="build")
 app.add_typer(convert_app, name="convert")
 app.command("overlap")(overlap)
+app.command("values")(values)
 
 _CHART_ROWS = 6
 

@@ -259,6 +259,15 @@ class Objective(ABC):
         return kind if self.name is None else self.name
 
     @property
+    def absent_lists(self) -> Mapping[str, str]:
+        """Paths of lists whose files were not there when the plan was read, by option."""
+        return {}
+
+    def with_stand_ins(self) -> Self:
+        """The objective with lists of the stated lengths in place of absent ones, where only sizes count."""
+        return self
+
+    @property
     def demands_of_kinds(self) -> Mapping[DataKind, Demands]:
         """The demands for a large batch, by the kinds that the objective applies to."""
         asked = {kind: self.demands(kind, LARGE_BATCH) for kind in DATA_KINDS}

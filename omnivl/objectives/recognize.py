@@ -4,8 +4,8 @@ Shapes: B samples, R rows, S visual positions, D width of the visual stream, C c
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from omnivl.data.fields import Field
 from omnivl.data.lists import EMBEDDED_LISTS, embedded_list
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
-from omnivl.objectives.text_lists import read_list
+from omnivl.objectives.text_lists import length_misfits, list_or_path, read_list, stand_ins
 from omnivl.parts.linear import LayerNorm, Linear
 
 
@@ -35,7 +35,9 @@ class Recognize(Objective):
 
     Attributes:
         classes: The list, the path of a text file with a class on each line, or an embedded list: ``emoji_labels``,
-            ``motions``.
+            ``motions``. ``omnivl data values`` writes such files.
+        num_classes: Expected length of the list, as a check; null allows any. Where the file is not there, it stands
+            for the list in checks and estimates.
         field: Field of a sample that holds its class.
         pool: ``mean`` reads the mean of all patches, ``first`` the class token.
         label_smoothing: Share of the target's probability that is spread over all classes.
@@ -46,6 +48,7 @@ class Recognize(Objective):
 
     kind: Literal["recognize"] = "recognize"
     classes: str | tuple[str, ...] = ()
+    num_classes: int | None = None
     field: str = "label"
     pool: Literal["mean", "first"] = "mean"
     label_smoothing: float = 0.0
@@ -61,12 +64,36 @@ class Recognize(Objective):
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
         self.require(0.0 <= self.dropout < 1.0, "dropout", "at least 0 and below 1")
         if self.classes not in EMBEDDED_LISTS:
-            object.__setattr__(self, "classes", read_list(self.classes, f"objective {self.key}", "classes"))
+            kept = list_or_path(self.classes, f"objective {self.key}", "classes", self.num_classes)
+            object.__setattr__(self, "classes", kept)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The classes."""
-        return embedded_list(self.classes) if isinstance(self.classes, str) else self.classes
+        """The classes.
+
+        Raises:
+            UserError: Their file is not there.
+        """
+        if isinstance(self.classes, tuple):
+            return self.classes
+        if self.classes in EMBEDDED_LISTS:
+            return embedded_list(self.classes)
+        return read_list(self.classes, f"objective {self.key}", "classes")
+
+    @property
+    def num_choices(self) -> int:
+        """The number of classes."""
+        return (self.num_classes or 0) if self.absent_lists else len(self.choices)
+
+    @property
+    def absent_lists(self) -> Mapping[str, str]:
+        """See ``Objective``."""
+        path = self.classes
+        return {"classes": path} if isinstance(path, str) and path not in EMBEDDED_LISTS else {}
+
+    def with_stand_ins(self) -> Self:
+        """See ``Objective``."""
+        return replace(self, classes=stand_ins(self.num_choices)) if self.absent_lists else self
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
@@ -74,10 +101,12 @@ class Recognize(Objective):
         return {self.field: Field("text")}
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """A list with fewer than two classes."""
-        if len(self.choices) < 2:
-            got = f"{len(self.choices)} classes"
+        """A list with fewer than two classes, or of another length than ``num_classes``."""
+        if self.num_choices < 2:
+            got = f"{self.num_choices} classes"
             yield Misfit(("classes",), got, "two or more", "give a list, or the path of a file that holds it")
+        if self.classes not in EMBEDDED_LISTS:
+            yield from length_misfits(self.classes, self.num_classes, "classes", "num_classes")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """The visual features."""
@@ -95,7 +124,7 @@ class Recognize(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """A score for each class."""
-        return ClassHead(sizes.widths["visual"], len(self.choices), self.pool, self.dropout)
+        return ClassHead(sizes.widths["visual"], self.num_choices, self.pool, self.dropout)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The samples whose class is in the list."""

@@ -1,9 +1,32 @@
 """Lists of texts in a plan: given as such, or as the path of a text file."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from omnivl.data.plain_files import MAX_TEXT_FILE, read_small, text_lines
-from omnivl.errors import UserError
+from omnivl.errors import Misfit, UserError
+
+
+def list_or_path(
+    texts: str | tuple[str, ...], where: str, option: str, expected: int | None
+) -> str | tuple[str, ...]:
+    """The list; or its path, where the file is not there and a plan says how many texts it will hold.
+
+    Sizes are then known, and what needs the texts themselves calls ``read_list``, which says that they are missing.
+
+    Args:
+        texts: See ``read_list``.
+        where: Likewise.
+        option: Likewise.
+        expected: Length of the list; None if it is not known.
+
+    Raises:
+        UserError: See ``read_list``.
+    """
+    if isinstance(texts, str) and expected is not None and not os.path.lexists(texts):
+        return texts
+    return read_list(texts, where, option)
 
 
 def read_list(texts: str | tuple[str, ...], where: str, option: str) -> tuple[str, ...]:
@@ -35,3 +58,21 @@ def read_list(texts: str | tuple[str, ...], where: str, option: str) -> tuple[st
             raise UserError(f"{where}: {option}.{place} is {what}; allowed is each once; remove it")
         seen.add(one)
     return tuple(texts)
+
+
+def length_misfits(texts: str | tuple[str, ...], expected: int | None, option: str, count: str) -> Iterator[Misfit]:
+    """A list of another length than the one that a plan states.
+
+    Args:
+        texts: The list; a path that is not there has the stated length.
+        expected: The stated length; None if there is none.
+        option: Name of the option with the list.
+        count: Name of the option with its length.
+    """
+    if expected is not None and not isinstance(texts, str) and expected != len(texts):
+        yield Misfit((count,), str(expected), f"{len(texts)}, the number of {option} in the list", "change either")
+
+
+def stand_ins(count: int) -> tuple[str, ...]:
+    """A list of that length, for counting."""
+    return tuple(map(str, range(count)))

@@ -4,8 +4,8 @@ Shapes: B samples, A answers, D width of a pooled fused row.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
 from omnivl.objectives.answers import SoftScores, answer_fields, answer_shares, soft_score
-from omnivl.objectives.text_lists import read_list
+from omnivl.objectives.text_lists import length_misfits, list_or_path, read_list, stand_ins
 from omnivl.parts.linear import LayerNorm, Linear
 
 
@@ -35,8 +35,9 @@ class VQA(Objective):
 
     Attributes:
         answers: The list, or the path of a text file with an answer on each line. The plan that a run keeps holds the
-            list itself.
-        num_answers: Expected length of the list, as a check; null allows any.
+            list itself. ``omnivl data values`` writes such files.
+        num_answers: Expected length of the list, as a check; null allows any. Where the file is not there, it stands
+            for the list in checks and estimates.
         soft_scores: Score of an answer that n of ten people gave: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of
             0, 1, 2, 3 and more, ``metric`` is min(n / 3, 1).
         loss_kind: ``binary`` classifies each answer separately, since several may be right; ``softmax`` chooses one,
@@ -59,13 +60,33 @@ class VQA(Objective):
             UserError: An option is out of its range, or the list cannot be read.
         """
         super().__post_init__()
-        object.__setattr__(self, "answers", read_list(self.answers, f"objective {self.key}", "answers"))
+        kept = list_or_path(self.answers, f"objective {self.key}", "answers", self.num_answers)
+        object.__setattr__(self, "answers", kept)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The list of answers."""
-        assert isinstance(self.answers, tuple), "a path is replaced by what the file holds"
-        return self.answers
+        """The list of answers.
+
+        Raises:
+            UserError: Its file is not there.
+        """
+        if isinstance(self.answers, tuple):
+            return self.answers
+        return read_list(self.answers, f"objective {self.key}", "answers")
+
+    @property
+    def num_choices(self) -> int:
+        """The length of the list."""
+        return (self.num_answers or 0) if isinstance(self.answers, str) else len(self.answers)
+
+    @property
+    def absent_lists(self) -> Mapping[str, str]:
+        """See ``Objective``."""
+        return {"answers": self.answers} if isinstance(self.answers, str) else {}
+
+    def with_stand_ins(self) -> Self:
+        """See ``Objective``."""
+        return replace(self, answers=stand_ins(self.num_choices)) if self.absent_lists else self
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
@@ -74,12 +95,9 @@ class VQA(Objective):
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
         """A list without answers, or of another length than ``num_answers``."""
-        count = len(self.choices)
-        if count == 0:
+        if self.num_choices == 0:
             yield Misfit(("answers",), "no answer", "one or more", "give a list, or the path of a file that holds it")
-        if self.num_answers is not None and self.num_answers != count:
-            allowed = f"{count}, the number of answers in the list"
-            yield Misfit(("num_answers",), str(self.num_answers), allowed, "change either")
+        yield from length_misfits(self.answers, self.num_answers, "answers", "num_answers")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One fused row per sample."""
@@ -104,7 +122,7 @@ class VQA(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """A score for each answer, from a pooled fused row."""
-        return AnswerHead(sizes.pooled, len(self.choices))
+        return AnswerHead(sizes.pooled, self.num_choices)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The questions that have an answer in the list."""

@@ -1,4 +1,4 @@
-"""The look at a plan: tokenizer, then of each stage its weights, its data and its evaluation's data."""
+"""The look at a plan: tokenizer, then of each stage its weights, its lists, its data and its evaluation's data."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,6 +8,7 @@ from engine.run.preflight.data import DataLook, Glances
 from engine.run.preflight.findings import Look
 from engine.run.preflight.weights import WeightsLook
 from omnivl.data.tokenizer import load_tokenizer
+from omnivl.objectives.text_lists import read_list
 
 
 def look_at(
@@ -40,6 +41,15 @@ def look_at(
     for index in range(len(plan.stages)):
         if stages is None or index in stages:
             weights.start(index)
+            _lists(plan, index, look)
             data.train(index)
             data.evaluate(index)
     return look
+
+
+def _lists(plan: Plan, index: int, look: Look) -> None:
+    """Reads the lists of answers and classes of a stage that were not there when the plan was read."""
+    for place, objective in enumerate(plan.stages[index].objectives):
+        for option, path in objective.absent_lists.items():
+            with look.at(("stages", index, "objectives", place, option)):
+                read_list(path, f"objective {objective.key}", option)
