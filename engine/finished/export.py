@@ -43,6 +43,12 @@ CROPS = (
 )
 """What the card and the command say of a stage whose pictures keep their sizes."""
 
+STRETCHES = (
+    "Trained and evaluated on whole pictures and clips that are resized to squares (`model.sizes: stretched`); the "
+    "processor of this folder crops the centre square, so that figures with it may differ."
+)
+"""Likewise, of a stage whose pictures are stretched."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -110,7 +116,7 @@ def export(
 
 def _notes(trained: Trained) -> tuple[str, ...]:
     """Where the folder of a stage computes something else than evaluation."""
-    return (CROPS,) if trained.stage.model.native else ()
+    return {"fixed": (), "native": (CROPS,), "stretched": (STRETCHES,)}[trained.stage.model.sizes]
 
 
 def _folder_beside(out: Path) -> Path:

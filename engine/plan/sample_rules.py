@@ -64,4 +64,24 @@ def objectives_have_their_fields(stage: StagePlan) -> Iterator[Problem]:
                 yield Problem((*path, name), got, "a place in a picture of the sample", "choose another kind or field")
 
 
-SAMPLE_RULES: tuple[StageRule, ...] = (texts_are_read, pictures_fit_the_kind, objectives_have_their_fields)
+def crops_keep_boxes(stage: StagePlan) -> Iterator[Problem]:
+    """What a crop shows as a whole is a field with boxes of an entry whose samples have one picture."""
+    for index, (key, entry) in enumerate(zip(entry_keys(stage.data), stage.data, strict=True)):
+        name = entry.augment.keep
+        if name is None:
+            continue
+        asked = asked_fields(stage.objectives, entry.kind, key)
+        boxes = [one for one in entry.kept_fields if one in asked and asked[one].kind == "boxes"]
+        if name not in boxes or entry.num_pictures > 1:
+            allowed = f"a kept field that an objective reads as boxes: {', '.join(map(repr, boxes)) or 'there is none'}"
+            if entry.num_pictures > 1:
+                allowed = "null where a sample has several pictures"
+            yield Problem(("data", index, "augment", "keep"), repr(name), allowed, "change it, or leave it out")
+
+
+SAMPLE_RULES: tuple[StageRule, ...] = (
+    texts_are_read,
+    pictures_fit_the_kind,
+    objectives_have_their_fields,
+    crops_keep_boxes,
+)

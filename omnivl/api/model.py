@@ -68,7 +68,7 @@ class Model:
 
     Pictures are PIL images, uint8 arrays ``[H, W, 3]``, uint8 tensors ``[3, H, W]``, or files by path or content, with
     at least 8 pixels on a side; one, or any iterable of them. They are seen as in evaluation: resized so that the
-    shorter side fits, and cut in the middle, or whole where ``sizes`` is ``native`` (but in ``routing``). Clips are
+    shorter side fits, and cut in the middle, or whole where ``sizes`` is not ``fixed`` (but in ``routing``). Clips are
     lists of frames, arrays ``[T, H, W, 3]``, tensors ``[T, 3, H, W]`` or files; evenly spaced frames are taken. Texts
     are cut where the model's positions end.
 
@@ -251,7 +251,8 @@ class Model:
             raise UserError("routing: got neither picture nor text; allowed is one of them, or both; give one")
         said = None if text is None else given_texts([text], "text")[0]
         with torch.no_grad():
-            squares = replace(self.encoder.model.inputs, native=False)  # as the task ``routing`` sees pictures
+            # As the task ``routing`` sees pictures.
+            squares = replace(self.encoder.model.inputs, native=False, stretched=False)
             shown = None if picture is None else next(self._sets("routing", [picture], media, 1, squares))
             if said is not None:
                 check_words(self.encoder.tokenizer, "text", [said])

@@ -83,7 +83,7 @@ class ALBEF(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        return Patches.of_images(self.image_size, self.patch_size, native=self.native)
+        return Patches.of_images(self.image_size, self.patch_size, **self.shown_as)
 
     @property
     def words(self) -> Words:

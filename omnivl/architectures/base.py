@@ -71,6 +71,8 @@ class Architecture(ABC):
             own size and ratio, rounded to whole patches, and is reduced only where it has more patches than a square
             of the training side. Data workers give every replica the same visual work. Encoders of pictures compute no
             padding in training; rows that join patches and words, and evaluations, leave it out on a CPU alone.
+            ``stretched``: whole pictures and clips are resized to squares, whatever their ratio, in evaluation and
+            where training does not crop, as ALBEF, BLIP and X-VLM do.
 
     Class attributes: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, visual
     modalities of samples; ``presets``, configurations that a plan's ``model.preset`` may name; ``vocabulary``, path in
@@ -88,12 +90,17 @@ class Architecture(ABC):
 
     kind: str = ""
     momentum: MomentumConfig | None = None
-    sizes: Literal["fixed", "native"] = "fixed"
+    sizes: Literal["fixed", "native", "stretched"] = "fixed"
 
     @property
     def native(self) -> bool:
         """Whether pictures and clips keep their own sizes."""
         return self.sizes == "native"
+
+    @property
+    def shown_as(self) -> dict[str, bool]:
+        """The options of ``PictureSizes`` that ``sizes`` sets."""
+        return {"native": self.native, "stretched": self.sizes == "stretched"}
 
     @property
     @abstractmethod
@@ -168,8 +175,8 @@ class Architecture(ABC):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
-        if self.native and not self.inputs.native:
-            yield Misfit(("sizes",), "'native'", f"'fixed' with architecture {self.kind!r}", "set it to 'fixed'")
+        if self.sizes != "fixed" and not getattr(self.inputs, self.sizes):
+            yield Misfit(("sizes",), repr(self.sizes), f"'fixed' with architecture {self.kind!r}", "set it to 'fixed'")
 
     def token_misfits(self, tokens: SpecialTokens) -> Iterator[Misfit]:
         """Special tokens with which the architecture would read texts wrongly; paths are those of a plan.

@@ -93,7 +93,7 @@ class BLIP2(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of the visual tower."""
-        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, native=self.native)
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, **self.shown_as)
 
     @property
     def heads(self) -> HeadSizes:

@@ -87,7 +87,7 @@ class CLIP(Architecture):
     def patches(self) -> Patches:
         """Sizes of the visual stream."""
         return Patches.of_images(
-            self.image_size, self.patch_size, self.num_frames, norm_embeddings=True, native=self.native
+            self.image_size, self.patch_size, self.num_frames, norm_embeddings=True, **self.shown_as
         )
 
     @property

@@ -116,7 +116,7 @@ class OneWidth(Architecture):
             position_std=self.position_std,
             temporal_gain=self.temporal_gain,
             patch_dropout=self.patch_dropout,
-            native=self.native,
+            **self.shown_as,
         )
 
     @property

@@ -56,7 +56,7 @@ class ViLT(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        return Patches.of_images(self.image_size, self.patch_size, native=self.native)
+        return Patches.of_images(self.image_size, self.patch_size, **self.shown_as)
 
     @property
     def heads(self) -> HeadSizes:

@@ -40,7 +40,14 @@ class View:
 
 
 def training_view(
-    pixels: Pixels, size: Size, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
+    pixels: Pixels,
+    size: Size,
+    config: AugmentConfig,
+    random: np.random.Generator,
+    *,
+    flip_allowed: bool,
+    kept: NDArray[np.float64] | None = None,
+    stretched: bool = False,
 ) -> View:
     """Random crop, rotation and zoom, flip, colours and RandAugment-style operations.
 
@@ -50,14 +57,23 @@ def training_view(
         config: Kinds and ranges of the changes.
         random: The sample's generator.
         flip_allowed: Whether the text stays true in a mirror.
+        kept: Boxes ``[N, 4]`` that the crop shows as a whole: left, top, right, bottom as fractions. None: the crop is
+            one of the configured area and ratio.
+        stretched: Whether a view that crops nothing shows the whole picture, whatever the ratio of the two.
     """
     uniforms = random.random(13)  # one call, so that the number of draws does not depend on the configuration
     across, down = _sides(size)
-    box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4], across / down)
+    shape = pixels.shape[2], pixels.shape[1]
+    if kept is not None:
+        box = box_around(*shape, kept, uniforms[:4])
+    elif stretched and config.crop_scale == (1, 1):
+        box = (0, 0, *shape)
+    else:
+        box = crop_box(*shape, config, uniforms[:4], across / down)
     if config.rotate == 0 and config.zoom == (1, 1):
         left, top, width, height = box
         view = resize(pixels[:, top : top + height, left : left + width], across, down)
-        place = crop_placement(left, top, width, height, (pixels.shape[2], pixels.shape[1]))
+        place = crop_placement(left, top, width, height, shape)
     else:
         view, place = _turned(pixels, (across, down), box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
@@ -139,6 +155,27 @@ def crop_box(
     box_width = min(width, max(1, round(height * most)))
     box_height = min(height, max(1, round(width / least)))
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def box_around(
+    width: int, height: int, kept: NDArray[np.float64], uniforms: NDArray[np.float64]
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, width, height) that holds others: each border lies anywhere between theirs and its own.
+
+    Args:
+        width: W.
+        height: H.
+        kept: Boxes ``[N, 4]`` as fractions.
+        uniforms: Four numbers in [0, 1): left, top, right, bottom.
+
+    Source: Zeng et al., X-VLM, arXiv 2111.08276: its released code for RefCOCO+, ``grounding_dataset_bbox``.
+    """
+    inner_left, inner_top = (int(kept[:, axis].min() * side) for axis, side in ((0, width), (1, height)))
+    inner_right, inner_bottom = (math.ceil(kept[:, axis].max() * side) for axis, side in ((2, width), (3, height)))
+    left, top = int(uniforms[0] * (inner_left + 1)), int(uniforms[1] * (inner_top + 1))
+    right = inner_right + int(uniforms[2] * (width - inner_right + 1))
+    bottom = inner_bottom + int(uniforms[3] * (height - inner_bottom + 1))
+    return left, top, right - left, bottom - top
 
 
 def _turned(

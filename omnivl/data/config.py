@@ -22,6 +22,9 @@ class AugmentConfig:
         crop_scale: Area of the random crop over the area of the picture, (smallest, largest). (1, 1) with crop_ratio
             (1, 1) crops nothing but what makes the picture square.
         crop_ratio: Width over height of the random crop, (smallest, largest), drawn on a logarithmic scale.
+        keep: Field of the entry with a box, or boxes, that the crop shows as a whole, e.g. ``box``: each of its borders
+            is drawn between the picture's and the box's, as in X-VLM's grounding; ``crop_scale`` and ``crop_ratio``
+            then count for samples without a box. Null for none.
         rotate: Largest rotation of the crop about its middle, in degrees, either way; 0 for none.
         zoom: Factor by which the crop is enlarged about its middle, (smallest, largest), drawn on a logarithmic scale.
             Below 1 the view shows what lies around the crop.
@@ -40,6 +43,7 @@ class AugmentConfig:
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    keep: str | None = None
     rotate: Annotated[float, Range(0, 180)] = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     fill: Fill = "edge"

@@ -235,7 +235,8 @@ class ExampleReader:
         for one in texts:
             _check_characters(one, sample.where)
         flip = sample.meta.get("flip", True) is not False and all(may_flip(one, config.language) for one in texts)
-        views = list(self._views_of(sample, position, flip)) if has_visual(config.kind) else []
+        kept = None if config.augment.keep is None else found[config.augment.keep]
+        views = list(self._views_of(sample, position, flip, kept)) if has_visual(config.kind) else []
         return Example(
             pictures=_joined([view.pixels for view in views]),
             text=text,
@@ -247,8 +248,10 @@ class ExampleReader:
             fields=self._fields.place(found, [view.place for view in views], self._side),
         )
 
-    def _views_of(self, sample: Sample, position: int, flip: bool) -> Iterator[View]:
+    def _views_of(self, sample: Sample, position: int, flip: bool, kept: object = None) -> Iterator[View]:
         """A view of each picture; those that a set lacks are black. All draws come from one generator, in order.
+
+        A view of training shows the boxes that are ``kept``, if there are any, as a whole.
 
         Pictures of a set have one size, that of the first which is there.
         """
@@ -262,11 +265,14 @@ class ExampleReader:
                 continue
             pixels = self._pixels(shown, position, size)
             if size is None:
-                size = self._sizes.native_size(self._is_video, pixels.shape[2], pixels.shape[1])
+                assert not isinstance(self._size, int), "only views of whole pictures depend on these"
+                size = self._size(pixels.shape[2], pixels.shape[1])
             if random is None:
                 yield evaluation_view(pixels, size)
             else:
-                yield training_view(pixels, size, self.config.augment, random, flip_allowed=flip)
+                boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
+                how = {"flip_allowed": flip, "kept": boxes, "stretched": self._sizes.stretched}
+                yield training_view(pixels, size, self.config.augment, random, **how)
 
     def _size_of(self, shown: Sample) -> Size | None:
         """The size of a picture's view, see ``still_size``; the picture's own is checked before.
@@ -315,12 +321,14 @@ class ExampleReader:
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
 
     def _needed_side(self, size: Size | None) -> int:
-        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where nothing is known of its view.
+        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where no side is known to do.
+
+        None is where nothing is known of the view, or the crop depends on a box.
 
         Pictures of a set may have other ratios than their view: the shorter side of each has to do for the longer one
         of the view.
         """
-        if size is None:
+        if size is None or (self._training and self.config.augment.keep is not None):
             return 0
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
         side = max(size) if isinstance(size, tuple) and len(self.config.pictures) > 1 else least_side(size)

@@ -30,6 +30,7 @@ class PictureSizes:
         tubelet_size: Frames per 3D patch of a clip.
         native: Whether a picture or clip keeps its own size and ratio; ``image_size`` and ``video_size`` then say how
             many patches it has at most: as many as a square of that side.
+        stretched: Whether a square shows the whole picture, whatever its ratio, and not a part.
     """
 
     image_size: int
@@ -38,6 +39,7 @@ class PictureSizes:
     patch_size: int
     tubelet_size: int
     native: bool = field(default=False, kw_only=True)
+    stretched: bool = field(default=False, kw_only=True)
 
     def side(self, is_video: bool) -> int:
         """Side of an image, or of a frame of a clip, in pixels."""
@@ -54,7 +56,13 @@ class PictureSizes:
 
     def size_of_view(self, is_video: bool) -> SizeOf:
         """The size of what a model sees of a picture, or of a frame of a clip."""
+        if self.stretched:
+            return partial(self.stretched_size, is_video)
         return partial(self.native_size, is_video) if self.native else self.side(is_video)
+
+    def stretched_size(self, is_video: bool, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the view of a whole picture: those of a square, whatever the picture's are."""
+        return self.side(is_video), self.side(is_video)
 
     def native_size(self, is_video: bool, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the view of a picture that keeps its size; see ``grids``."""

@@ -281,6 +281,9 @@ class OmniVLModel(PreTrainedModel):
         head = None if input_ids is None else self.head(ANSWERING)
         asked = None if head is None or input_ids is None else self._token_ids(input_ids, attention_mask)
         head = head or self._required(WRITING, "write captions")
+        if prompt := getattr(self.chain.objectives[head], "prompt", ""):
+            told = f"generate: captions stand behind the prompt {prompt!r}, whose tokens are not known here"
+            raise ModelError(f"{told}; use omnivl.load(...).caption")
         tokens, most = self.config.tokens, self.config.sizes.inputs.text_length - 1
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:

@@ -1,6 +1,6 @@
 """Turns pictures, clips and texts into the tensors that the model reads, in the same way as evaluation.
 
-But for models with ``sizes: native``: these are evaluated on whole pictures, and here see the centre square.
+But for models whose ``sizes`` are not ``fixed``: these are evaluated on whole pictures, and here see the centre square.
 
 Shapes: B samples, T frames, S side of a view.
 """
@@ -19,7 +19,7 @@ from omnivl.inference.given import Clip, Picture, clip_view, each_clip, each_pic
 class OmniVLImageProcessor(BaseImageProcessor):
     """The view of evaluation: the shorter side resized, the centre cropped; for clips, evenly spaced frames.
 
-    A stage trained with ``sizes: native`` is evaluated on whole pictures instead; this still crops the centre square.
+    A stage whose ``sizes`` are not ``fixed`` is evaluated on whole pictures; this still crops the centre square.
 
     Pixels stay uint8. Files are decoded as in evaluation, JPEGs at a reduced size if that is large enough, so that the
     same file gives the same tensor to the last bit. Transparent parts become white.

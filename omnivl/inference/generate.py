@@ -65,23 +65,25 @@ class ChainDecoder:
         return state[f"{self.objective}/prediction"]
 
 
-def writing_search(writing: Writing, num_beams: int = 1, **choice: Unpack[Choice]) -> SearchOptions:
+def writing_search(
+    writing: Writing, num_beams: int = 1, max_length: int | None = None, **choice: Unpack[Choice]
+) -> SearchOptions:
     """Search options for an objective's texts: special tokens other than the end are banned.
 
     Args:
         writing: How the objective generates texts.
         num_beams: 1 is greedy.
+        max_length: Largest number of tokens to generate, end token included, if it is less than there is room for.
         choice: See ``SearchOptions``.
 
     Raises:
         UserError: A number is outside of its range.
     """
+    most = writing.max_length if max_length is None else min(max_length, writing.max_length)
     start, *prompt = writing.given
     tokens = writing.tokenizer.special
     banned = _banned(tokens, writing.end)
-    return SearchOptions(
-        start, writing.end, tokens.pad, banned, writing.max_length, num_beams, prompt=tuple(prompt), **choice
-    )
+    return SearchOptions(start, writing.end, tokens.pad, banned, most, num_beams, prompt=tuple(prompt), **choice)
 
 
 def caption_search(

@@ -190,7 +190,7 @@ class PictureSet:
         """Decoded pictures as the model sees them: ``frames``, or with their own sizes."""
         moves = self.media == "video"
         if not self.sizes.native:
-            frames = self.frames(indices)
+            frames = torch.stack(self._views(indices, self.sizes.size_of_view(moves)))
             return Pictures(frames, are_sets=True) if self._members else frames
         views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, self.sizes.size_of_view(moves))]
         return Pictures(*in_strips(views, self.sizes.patch_size), are_sets=bool(self._members))
@@ -250,7 +250,7 @@ class PictureSet:
         whole = still_size(sample, lambda width, height: (width, height))
         if not isinstance(whole, tuple):
             raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
-        return evaluation_placement(*whole, self.sizes.size_of_view(moves) if self.sizes.native else self.side)
+        return evaluation_placement(*whole, self.sizes.size_of_view(moves))
 
     def thumbnail(self, index: int, size: int = 80) -> str:
         """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""

@@ -26,13 +26,15 @@ class LM(Objective):
     """Next-token prediction: from [DEC] t1 .. tn to t1 .. tn [SEP].
 
     Attributes:
+        prompt: Text before every caption, e.g. ``a picture of``, which is given and not predicted.
         label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
         include_labels: Whether class prompts are generated too.
 
-    Source: Li et al., BLIP, arXiv 2201.12086, section 3.2 (its label smoothing is 0.1).
+    Source: Li et al., BLIP, arXiv 2201.12086, section 3.2 (its label smoothing is 0.1), and its code for the prompt.
     """
 
     kind: Literal["lm"] = "lm"
+    prompt: str = ""
     label_smoothing: float = 0.1
     include_labels: bool = False
 
@@ -44,6 +46,11 @@ class LM(Objective):
         """
         super().__post_init__()
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
+
+    @property
+    def needs_whole_texts(self) -> bool:
+        """Texts behind a prompt are longer than the batch's own."""
+        return bool(self.prompt)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One generated row per sample, over the clean visual rows."""
@@ -58,7 +65,13 @@ class LM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Makes ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
         assert batch.token_ids is not None, "acts on kinds with a text"
-        token_ids, targets = shift(batch.token_ids, context.tokens)
+        ids, given = batch.token_ids, 0
+        if self.prompt:
+            reader = context.readers["text"]
+            ids = torch.from_numpy(reader.encode([f"{self.prompt} {one}" for one in batch.captions]))
+            given = len(reader.words(self.prompt))
+        token_ids, targets = shift(ids, context.tokens)
+        targets[:, :given] = IGNORED
         return {f"{self.key}/token_ids": token_ids, **prepared_targets(self.key, targets)}
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
@@ -80,9 +93,10 @@ class LM(Objective):
         return logits
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
-        """Writes from [DEC] to [SEP]."""
+        """Writes from [DEC] and the prompt to [SEP]."""
         special = own.tokenizer.special
-        return Writing(own.tokenizer, (special.decode,), special.sep, own.length - 1)
+        given = (special.decode, *(own.words(self.prompt) if self.prompt else ()))
+        return Writing(own.tokenizer, given, special.sep, own.length - len(given))
 
 
 def shift(token_ids: Tensor, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:

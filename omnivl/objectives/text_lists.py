@@ -8,9 +8,7 @@ from omnivl.data.plain_files import MAX_TEXT_FILE, read_small, text_lines
 from omnivl.errors import Misfit, UserError
 
 
-def list_or_path(
-    texts: str | tuple[str, ...], where: str, option: str, expected: int | None
-) -> str | tuple[str, ...]:
+def list_or_path(texts: str | tuple[str, ...], where: str, option: str, expected: int | None) -> str | tuple[str, ...]:
     """The list; or its path, where the file is not there and a plan says how many texts it will hold.
 
     Sizes are then known, and what needs the texts themselves calls ``read_list``, which says that they are missing.

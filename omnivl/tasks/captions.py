@@ -37,6 +37,8 @@ class CaptionTask(PredictingTask):
         num_beams: 1 decodes greedily.
         length_penalty: Of the beams' texts the one is taken that maximises log probability / length ** length_penalty.
         min_length: Smallest number of tokens of a caption.
+        max_length: Largest number of tokens of a caption, its end included and a prompt not, if that is less than the
+            model's texts have room for; null for no other bound.
         repetition_penalty: Above 1, tokens that a caption has already are less likely.
         official: Scores of the field's own programs to add, of ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr-D`` and
             ``SPICE``; they need the extra ``tasks``, METEOR and SPICE also java (``omnivl.tasks.scorers.captions``).
@@ -50,6 +52,7 @@ class CaptionTask(PredictingTask):
     num_beams: Annotated[int, Range(1)] = 1
     length_penalty: Annotated[float, Range(-100, 100)] = 0.0
     min_length: Annotated[int, Range(0)] = 0
+    max_length: Annotated[int, Range(1)] | None = None
     repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     official: tuple[Official, ...] = ()
 
@@ -89,7 +92,7 @@ class CaptionTask(PredictingTask):
             "min_length": self.min_length,
             "repetition_penalty": self.repetition_penalty,
         }
-        written = write_captions(pictures, encoder, self.objective, self.num_beams, **choice)
+        written = write_captions(pictures, encoder, self.objective, self.num_beams, self.max_length, **choice)
         return [{"caption": caption} for caption in written]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[tuple[str, ...]]:
@@ -177,7 +180,12 @@ class CaptionTask(PredictingTask):
 
 
 def write_captions(
-    pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int, **choice: Unpack[Choice]
+    pictures: PictureSet,
+    encoder: Encoder,
+    objective: str,
+    num_beams: int,
+    max_length: int | None = None,
+    **choice: Unpack[Choice],
 ) -> list[str]:
     """A generated caption for every picture, in order, equal on every replica.
 
@@ -186,13 +194,14 @@ def write_captions(
         encoder: A stage with the objective's head.
         objective: Key of the objective.
         num_beams: 1 decodes greedily.
+        max_length: See ``writing_search``.
         choice: See ``SearchOptions``.
 
     Raises:
         UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
     """
     writing = encoder.writing(objective)
-    written = encoder.generate(objective, pictures, writing_search(writing, num_beams, **choice))
+    written = encoder.generate(objective, pictures, writing_search(writing, num_beams, max_length, **choice))
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 

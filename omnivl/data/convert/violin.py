@@ -19,6 +19,7 @@ class ViolinReader(FormReader):
     Attributes:
         statements: violin_annotation.json.
         clips: Folder of the clips.
+        subtitles: Whether the text is the statement with the subtitles behind it, of which a model reads what fits.
 
     Examples:
       omnivl data convert violin violin_annotation.json clips --out shards
@@ -30,6 +31,7 @@ class ViolinReader(FormReader):
 
     statements: Path
     clips: Path
+    subtitles: bool = False
 
     def samples(self, read: Reading) -> Iterator[MakeEntry]:
         """The statements in the clips' order, each true one before its false one.
@@ -53,7 +55,7 @@ class ViolinReader(FormReader):
             path=clip_of(clips, record, record.text("file"), name),
             name=f"{name}-{number}-{answer}",
             where=f"{record.file}{place}",
-            captions=(statement,),
+            captions=(" ".join([statement, *said]) if self.subtitles else statement,),
             identity=f"violin {name}",
             split=self.split or record.text("split"),
             meta={"subtitle": " ".join(said), "answer": answer, "pair_id": f"{name}-{number}"},

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from engine.errors import CheckpointError
-from engine.finished.export import CROPS, Form, export
+from engine.finished.export import CROPS, STRETCHES, Form, export
 from engine.finished.trained import Trained
 from engine.plan.parse import parse_plan
 from launcher.commands import export as export_command
@@ -97,18 +97,25 @@ def test_clip_is_also_written_as_the_engines_own_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["omnivl", "transformers"])
-@pytest.mark.parametrize("sizes", ["native", "fixed"])
+@pytest.mark.parametrize(("sizes", "note"), [("native", CROPS), ("stretched", STRETCHES), ("fixed", None)])
 def test_a_stage_of_whole_pictures_says_that_the_processor_crops(
-    tmp_path: Path, sizes: str, form: Form, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    sizes: str,
+    note: str | None,
+    form: Form,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained, _ = trained_stage(CLIP.replace("preset: tiny", f"preset: tiny, sizes: {sizes}"), tmp_path)
     monkeypatch.setattr(export_command, "find_trained", lambda *_: trained)
     for name, as_json in (("lines", False), ("json", True)):
         export_command.export(trained.weights, tmp_path / name, form=form, as_json=as_json)
         said = capsys.readouterr().out
-        assert (CROPS in said) == (sizes == "native")
-        assert (f"- {CROPS}\n" in (tmp_path / name / "README.md").read_text()) == (sizes == "native")
-    assert json.loads(said)["notes"] == ([CROPS] if sizes == "native" else [])
+        card = (tmp_path / name / "README.md").read_text()
+        for one in (CROPS, STRETCHES):
+            assert (one in said) == (one == note)
+            assert (f"- {one}\n" in card) == (one == note)
+    assert json.loads(said)["notes"] == ([] if note is None else [note])
 
 
 def test_what_no_class_computes_is_refused(tmp_path: Path) -> None:

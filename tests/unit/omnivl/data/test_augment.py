@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from omnivl.data.augment import View, crop_box, evaluation_view, resize, training_view
+from omnivl.data.augment import View, box_around, crop_box, evaluation_view, resize, training_view
 from omnivl.data.config import AugmentConfig
 from omnivl.data.rand_augment import OPERATION_NAMES, OPERATIONS, apply_operation
 from omnivl.data.sizes import Size
@@ -270,3 +270,51 @@ def test_resize_averages_when_it_shrinks():
     pixels[0, :, 2:] = 100
     pixels[0, 0, 0] = 40
     assert resize(pixels, 2, 1)[0, 0, :, 0].tolist() == [10, 100]  # (40 + 0 + 0 + 0) / 4
+
+
+@pytest.mark.parametrize(
+    ("uniforms", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0, 60, 40)),
+        ((0.999, 0.999, 0.999, 0.999), (20, 10, 80, 40)),
+        ((0.5, 0, 0, 0.5), (10, 0, 50, 45)),
+    ],
+)
+def test_a_crop_around_boxes_by_hand(uniforms, expected):
+    """Of 100 x 50 pixels, around columns 20 to 60 and rows 10 to 40 of two boxes."""
+    kept = np.array([[0.2, 0.5, 0.5, 0.8], [0.3, 0.2, 0.6, 0.4]])
+    assert box_around(100, 50, kept, np.array(uniforms)) == expected
+
+
+def test_a_crop_around_boxes_holds_them_and_may_be_the_whole_picture():
+    draw = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        low, high = np.sort(draw.random((2, 2)), axis=0)
+        kept = np.array([[*low, *np.maximum(high, low + 0.01)]]).clip(0, 1)
+        left, top, width, height = box_around(40, 30, kept, draw.random(4))
+        assert left <= kept[0, 0] * 40 and left + width >= kept[0, 2] * 40 and left >= 0 and left + width <= 40
+        assert top <= kept[0, 1] * 30 and top + height >= kept[0, 3] * 30 and top >= 0 and top + height <= 30
+        seen.add((left == 0, left + width == 40, top == 0, top + height == 30))
+    assert len(seen) > 10, "each border is drawn by itself"
+
+
+def test_a_view_keeps_the_boxes_that_it_is_given():
+    pixels, kept = noise(1, 40, 60), np.array([[0.1, 0.6, 0.3, 0.9]])
+    config = AugmentConfig(crop_scale=(0.01, 0.02), flip=0.5)
+    for seed in range(40):
+        view = training_view(pixels, 16, config, random(seed), flip_allowed=True, kept=kept)
+        placed, present = view.place.boxes(kept)
+        assert present.all()
+        assert (placed[:, 2:] > placed[:, :2]).all() and placed.min() >= 0 and placed.max() <= 1
+        across, down = placed[0, 2] - placed[0, 0], placed[0, 3] - placed[0, 1]
+        assert across >= 0.19 and down >= 0.29, "no smaller than in the whole picture"
+
+
+def test_a_stretched_view_shows_the_whole_picture_where_nothing_is_cropped():
+    pixels = noise(1, 20, 60)
+    view = training_view(pixels, (16, 16), PLAIN, random(), flip_allowed=True, stretched=True)
+    assert np.array_equal(view.pixels, resize(pixels, 16, 16))
+    assert np.array_equal(view.pixels, evaluation_view(pixels, (16, 16)).pixels)
+    corners = np.array([[0.0, 0.0, 1.0, 1.0]])
+    assert np.array_equal(view.place.boxes(corners)[0], corners)

@@ -1,5 +1,7 @@
 """At which size pictures that keep their own are decoded."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,13 +9,16 @@ import pytest
 from omnivl.data.config import AugmentConfig, DataEntryConfig
 from omnivl.data.decode import decode_still
 from omnivl.data.example import ExampleReader
+from omnivl.data.fields import Field
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.inference.pictures import PictureSet
 
 NATIVE = InputSizes(
     image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6, native=True
 )
+SQUARES = InputSizes(image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
 
 
 def jpeg(width: int, height: int) -> bytes:
@@ -64,8 +69,7 @@ def test_a_picture_alone_is_decoded_at_the_shorter_side_of_its_view(monkeypatch)
 
 
 def test_a_set_of_squares_is_decoded_at_their_side(monkeypatch):
-    squares = InputSizes(image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
-    sizes = decoded(monkeypatch, reader(squares, ("0", "1")), pair((2400, 300), (300, 2400)))
+    sizes = decoded(monkeypatch, reader(SQUARES, ("0", "1")), pair((2400, 300), (300, 2400)))
     assert sizes == [(600, 75), (75, 600)]
 
 
@@ -79,3 +83,32 @@ def test_a_picture_is_checked_before_its_size_is_used(monkeypatch, member):
     with pytest.raises(BadSampleError, match=r"too_many_pixels: 400000000 x 1 pixels") as caught:
         made.finish(sample, 0)
     assert caught.value.rejection.where == ("w.0.png" if member else "w")
+
+
+def test_a_crop_that_keeps_a_box_shows_it_whole_and_decodes_in_full(monkeypatch):
+    config = DataEntryConfig("s", "image_text", fields={"box": "box"}, augment=AugmentConfig(keep="box", flip=0))
+    asked = {"box": Field("boxes")}
+    made = ExampleReader(config, None, SQUARES, key="k", seed=0, limits=DecodeLimits(), asked=asked)
+    sample = Sample("k", "s.tar:k", jpeg(600, 400), "jpg", captions=("a",), meta={"box": [0.1, 0.5, 0.2, 0.9]})
+    assert decoded(monkeypatch, made, sample) == [(600, 400)]
+    for position in range(40):
+        placed = made.finish(sample, position).fields["box"]
+        assert placed.present.all()
+        left, top, right, bottom = placed.values[0]
+        assert right - left >= 0.0995 and bottom - top >= 0.3995
+
+
+def test_whole_pictures_are_seen_stretched():
+    stretched = replace(SQUARES, stretched=True)
+    sample = Sample("k", "s.tar:k", jpeg(600, 400), "jpg", captions=("a",))
+    config = DataEntryConfig("s", "image_text", augment=AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0))
+    training = ExampleReader(config, None, stretched, key="k", seed=0, limits=DecodeLimits()).finish(sample, 0)
+    assert training.pictures.shape == (1, 64, 64, 3)
+    row = training.pictures[0, 32, :, 0].astype(int)
+    assert row[0] < 6 and row[-1] > 249, "the ramp from its left to its right end"
+    square = ExampleReader(config, None, SQUARES, key="k", seed=0, limits=DecodeLimits()).finish(sample, 0)
+    assert square.pictures[0, 32, 0, 0] > 30, "the middle square"
+    (seen,) = PictureSet.of([sample], "image", stretched).shown([0])
+    assert np.array_equal(seen[0, 0].numpy(), training.pictures[0, ..., 0])
+    placed, _ = PictureSet.of([sample], "image", stretched).placement(0).boxes(np.array([[0.0, 0.0, 1.0, 1.0]]))
+    assert placed.tolist() == [[0, 0, 1, 1]]

@@ -49,3 +49,11 @@ def test_pictures_are_taken_one_by_one(clips):
     pictures = np.random.default_rng(1).integers(1, 3000, (50, 2))
     together = SIZES.grids(clips, pictures)
     assert [grids(tuple(one), clips=clips)[0] for one in pictures.tolist()] == together.tolist()
+
+
+def test_stretched_views_are_squares_of_whole_pictures():
+    sizes = PictureSizes(image_size=32, video_size=16, num_frames=2, patch_size=8, tubelet_size=1, stretched=True)
+    for moves, side in ((False, 32), (True, 16)):
+        size = sizes.size_of_view(moves)
+        assert not isinstance(size, int)
+        assert size(640, 480) == size(1, 900) == (side, side)

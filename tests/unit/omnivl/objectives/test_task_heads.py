@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from omnivl.data.example import ExampleReader
 from omnivl.data.limits import DEFAULT_LIMITS
 from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import TextReader, Tokenizer, load_tokenizer
+from omnivl.errors import UserError
 from omnivl.inference.predict import predict
 from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, Segment
 from omnivl.objectives.locate import centred, corners, overlaps
@@ -365,6 +367,21 @@ def test_a_class() -> None:
     by_hand = -whole.softmax(0)[2].log()
     torch.testing.assert_close(found.loss, by_hand)
     same_gradient(found.loss, by_hand, head)
+
+
+def test_a_stated_number_of_classes_stands_for_a_list_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    objective = Recognize(classes="classes.txt", num_classes=400)
+    assert (objective.num_choices, objective.absent_lists) == (400, {"classes": "classes.txt"})
+    assert len(objective.with_stand_ins().choices) == 400
+    with pytest.raises(UserError, match=r"objective recognize: classes is 'classes\.txt', and there is no such file"):
+        _ = objective.choices
+    assert [str(one) for one in Recognize(classes="motions", num_classes=400).misfits(None, 1)] == []  # type: ignore[arg-type]
+    (found,) = Recognize(classes=("a", "b"), num_classes=3).misfits(None, 1)  # type: ignore[arg-type]
+    assert str(found) == "num_classes: got 3; allowed 2, the number of classes in the list; change either"
+    assert Recognize(classes="motions").absent_lists == {}
 
 
 def same_gradient(one: torch.Tensor, other: torch.Tensor, head: torch.nn.Module) -> None:

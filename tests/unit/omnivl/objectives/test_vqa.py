@@ -194,3 +194,24 @@ def test_a_list_that_is_not_what_the_plan_says_is_refused(objective, message):
 
 def test_a_list_of_the_right_length_fits():
     assert list(VQA(answers=("yes", "no"), num_answers=2).misfits(MODEL.inputs, 4)) == []
+
+
+def test_a_stated_length_stands_for_a_list_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objective = VQA(answers="answers.txt", num_answers=3)
+    assert (objective.answers, objective.num_choices) == ("answers.txt", 3)
+    assert objective.absent_lists == {"answers": "answers.txt"}
+    assert list(objective.misfits(MODEL.inputs, 4)) == []
+    sizes = HeadSizes({"pooled": 8}, text_length=4, vocab_size=9, projection_size=4, patch_size=8, tubelet_size=1)
+    head = objective.build_head(replace(sizes, widths=dict.fromkeys(("fused", "visual", "text", "pooled"), 8)))
+    assert head.output.out_features == 3
+    stood_in = objective.with_stand_ins()
+    assert (stood_in.answers, stood_in.absent_lists) == (("0", "1", "2"), {})
+    with pytest.raises(UserError, match=r"objective vqa: answers is 'answers\.txt', and there is no such file"):
+        _ = objective.choices
+    (tmp_path / "answers.txt").write_text("yes\nno\n", encoding="utf-8")
+    assert objective.choices == ("yes", "no"), "read once it is there"
+    there = VQA(answers="answers.txt", num_answers=3)
+    assert (there.answers, there.absent_lists, there.with_stand_ins()) == (("yes", "no"), {}, there)
+    message = "num_answers: got 3; allowed 2, the number of answers in the list; change either"
+    assert [str(misfit) for misfit in there.misfits(MODEL.inputs, 4)] == [message]

@@ -335,6 +335,9 @@ def test_violin(tmp_path):
     assert own(found["a-0-true"]) == expected | {"members": ["mp4"]}
     assert own(found["a-0-false"]) == expected | {"caption": "He sings.", "answer": "false", "members": ["mp4"]}
     assert (found["a-0-true"]["split"], found["a-0-true"]["identity"]) == ("train", "violin a")
+    beside = converted(tmp_path, "violin", subtitles=True)
+    assert beside["a-0-true"]["caption"] == "He asks. So what? I know."
+    assert beside["a-0-false"]["caption"] == "He sings. So what? I know."
 
 
 def test_mosi(tmp_path):
