@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ class EntitiesReader(ListedReader):
     Attributes:
         folder: The folder with Annotations and Sentences.
         images: Folder of Flickr30k's pictures.
+        each_phrase: Whether a sample is a phrase that has boxes, with the smallest box around them, and not a sentence
+            with all of its phrases: what an objective of kind ``locate`` learns from.
 
     Examples:
       omnivl data convert entities flickr30k_entities flickr30k-images --lists val.txt --out shards
@@ -37,9 +39,10 @@ class EntitiesReader(ListedReader):
 
     folder: Path
     images: Path
+    each_phrase: bool = False
 
     def samples(self, read: Reading) -> Iterator[MakeEntry]:
-        """The sentences in the order of the pictures' names.
+        """The sentences, or their phrases, in the order of the pictures' names.
 
         Raises:
             DataError: There is no file of sentences.
@@ -56,8 +59,28 @@ class EntitiesReader(ListedReader):
                 read.leave_out(error.rejection)
                 continue
             for number, line in enumerate(load_text(file).split("\n"), start=1):
-                if line.strip():
-                    yield partial(self._entry, Record(file, f":{number}", {"line": line}), number, split, boxes)
+                record = Record(file, f":{number}", {"line": line})
+                if line.strip() and not self.each_phrase:
+                    yield partial(self._entry, record, number, split, boxes)
+                elif line.strip():
+                    for place, (identifier, _, phrase) in enumerate(_PHRASE.findall(line)):
+                        if own := boxes.get(identifier):
+                            yield partial(self._phrase, record, f"{number}-{place}", split, phrase.strip(), own)
+
+    def _phrase(
+        self, record: Record, name: str, split: str | None, phrase: str, boxes: Sequence[Sequence[float]]
+    ) -> Entry:
+        image, corners = record.file.stem, list(zip(*boxes, strict=True))
+        return Entry(
+            path=self.images / f"{image}.jpg",
+            name=f"{image}-{name}",
+            where=record.where,
+            captions=(phrase,),
+            identity=f"flickr30k {image}",
+            split=split,
+            meta={"image_id": image},
+            boxes={"box": ("xyxy", [min(corners[0]), min(corners[1]), max(corners[2]), max(corners[3])])},
+        )
 
     def _entry(self, record: Record, number: int, split: str | None, boxes: Mapping[str, list[list[float]]]) -> Entry:
         line, image = record.text("line"), record.file.stem

@@ -23,9 +23,11 @@ class RefCocoReader(FormReader):
         refs: refs(unc).p, for RefCOCOg refs(umd).p. It is a pickle: only plain values are read, nothing in it is run.
         instances: The instances.json beside it, with the boxes and masks of all objects.
         images: COCO's folder train2014.
+        each_expression: Whether a sample is an expression, as published figures count them, and not an object with all
+            of its expressions.
 
     Examples:
-      omnivl data convert refcoco "refcoco/refs(unc).p" refcoco/instances.json train2014 --out shards
+      omnivl data convert refcoco "refcoco/refs(unc).p" refcoco/instances.json train2014 --each-expression --out shards
     """
 
     form = "refcoco"
@@ -37,9 +39,10 @@ class RefCocoReader(FormReader):
     refs: Path
     instances: Path
     images: Path
+    each_expression: bool = False
 
     def samples(self, read: Reading) -> Iterator[MakeEntry]:
-        """The objects in the order of the pickle.
+        """The objects, or their expressions, in the order of the pickle.
 
         Raises:
             DataError: The pickle holds no list, or anything that would have to be run.
@@ -54,7 +57,10 @@ class RefCocoReader(FormReader):
         if not isinstance(refs, list):
             raise DataError(f"{self.refs}: holds a {type(refs).__name__}; allowed: the list of a refs(...).p")
         for record in read.records(self.refs, refs):
-            yield partial(self._entry, read, record, pictures, objects, together)
+            said = record.get("sentences")
+            several = len(said) if self.each_expression and isinstance(said, list) and said else 0
+            for place in range(several) if several else (None,):
+                yield partial(self._entry, read, record, pictures, objects, together, place)
 
     def _entry(
         self,
@@ -63,6 +69,7 @@ class RefCocoReader(FormReader):
         pictures: Mapping[tuple[str | int, ...], Record],
         objects: Mapping[tuple[str | int, ...], Record],
         together: Mapping[object, Sequence[Record]],
+        place: int | None,
     ) -> Entry:
         number, image = record.whole("ref_id"), record.whole("image_id")
         shown, thing = pictures.get((image,)), objects.get((image, record.whole("ann_id")))
@@ -75,9 +82,9 @@ class RefCocoReader(FormReader):
         candidates = [box for one in together[image] if (box := one.numbers("bbox", 4))[2] > 0 and box[3] > 0]
         return Entry(
             path=self.images / shown.text("file_name"),
-            name=str(number),
+            name=str(number) if place is None else f"{number}-{place}",
             where=record.where,
-            captions=tuple(dict.fromkeys(sentences)),
+            captions=tuple(dict.fromkeys(sentences)) if place is None else (sentences[place],),
             identity=f"image {image}",
             split=self.split or record.text("split"),
             meta={"ref_id": number, "image_id": image},

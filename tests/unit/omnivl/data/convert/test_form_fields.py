@@ -262,6 +262,22 @@ def test_refcoco(tmp_path):
     assert np.array_equal(masks, expected)
 
 
+def test_each_expression_of_an_object_may_be_a_sample(tmp_path):
+    whole = converted(tmp_path, "refcoco")
+    each = converted(tmp_path, "refcoco", each_expression=True)
+    assert [each[name]["caption"] for name in ("1-0", "1-1")] == ["red dog", "the dog"]
+    for name in ("1-0", "1-1"):
+        assert own(each[name]) | own(whole["1"]) == own(each[name]) | {"captions": ["red dog", "the dog"]}
+    assert sum(name.startswith("1-") for name in each) == 3, "an equal expression of somebody else counts as well"
+
+
+def test_each_phrase_may_be_a_sample(tmp_path):
+    (found,) = converted(tmp_path, "entities", each_phrase=True).values()
+    expected = {"caption": "Two men", "box": [0.0, 0.0, 1.0, 0.5], "image_id": "1000", "members": ["jpg"]}
+    assert own(found) == expected
+    assert (found["identity"], found["split"]) == ("flickr30k 1000", "val")
+
+
 def test_phrases(tmp_path):
     (found,) = converted(tmp_path, "entities").values()
     assert own(found) == {
