@@ -30,7 +30,7 @@ class Locate(Objective):
 
     Attributes:
         field: Field with the box.
-        l1_weight: Factor of the mean absolute difference of centre and size.
+        l1_weight: Factor of the absolute differences of centre and size, summed.
         giou_weight: Factor of 1 - generalised intersection over union.
 
     Source: Zeng et al., X-VLM, arXiv 2111.08276, section 3.2: a multilayer perceptron on [CLS] that gives centre and

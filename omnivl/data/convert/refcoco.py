@@ -79,7 +79,8 @@ class RefCocoReader(FormReader):
         sentences = [one.text("sent", "missing_caption") for one in read.inside(record, "sentences")]
         if not sentences:
             record.refuse("missing_caption", "no sentence")
-        candidates = [box for one in together[image] if (box := one.numbers("bbox", 4))[2] > 0 and box[3] > 0]
+        every = [(one, one.numbers("bbox", 4)) for one in together[image]]
+        shown_things = [(one, box) for one, box in every if one is thing or (box[2] > 0 and box[3] > 0)]
         return Entry(
             path=self.images / shown.text("file_name"),
             name=str(number) if place is None else f"{number}-{place}",
@@ -87,7 +88,7 @@ class RefCocoReader(FormReader):
             captions=tuple(dict.fromkeys(sentences)) if place is None else (sentences[place],),
             identity=f"image {image}",
             split=self.split or record.text("split"),
-            meta={"ref_id": number, "image_id": image},
+            meta={"ref_id": number, "image_id": image, "target": [one is thing for one, _ in shown_things].index(True)},
             masks={"mask": mask_png(thing, "segmentation", (shown.whole("width"), shown.whole("height")))},
-            boxes={"box": ("xywh", thing.numbers("bbox", 4)), "candidates": ("xywh", candidates)},
+            boxes={"box": ("xywh", thing.numbers("bbox", 4)), "candidates": ("xywh", [box for _, box in shown_things])},
         )

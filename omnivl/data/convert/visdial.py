@@ -25,7 +25,8 @@ class VisDialReader(FormReader):
     Attributes:
         dialogs: visdial_1.0_train.json, visdial_1.0_val.json, visdial_1.0_test.json.
         images: Folder of the pictures, or of the folders in which they are published.
-        dense: visdial_1.0_val_dense_annotations.json or that of train: how fitting each answer of some rounds is.
+        dense: visdial_1.0_val_dense_annotations.json or that of train: how fitting each answer of some rounds is. The
+            field ``dense`` of these rounds is ``yes``, so that a plan can choose them.
 
     Examples:
       omnivl data convert visdial visdial_val.json visdial --dense visdial_val_dense.json --out shards
@@ -80,6 +81,7 @@ class VisDialReader(FormReader):
             meta["option"] = asked.whole("gt_index", len(options))
         if (found := relevance.get((image, number))) is not None:
             meta["relevance"] = found.numbers("relevance" if found.has("relevance") else "gt_relevance", len(options))
+            meta["dense"] = "yes"
         part = split if isinstance(split, str) and split in _PARTS else None
         parts = [_PARTS[part]] if part is not None else _PARTS.values()
         return Entry(

@@ -225,6 +225,7 @@ def test_visdial(tmp_path):
     }
     second = found["1-2"]
     assert (second["history"], second["option"], second["relevance"]) == ([["is it red", "yes"]], 2, [0.0, 1.0, 0.5])
+    assert second["dense"] == "yes"
     assert (second["split"], second["identity"]) == ("val", "visdial 1")
 
 
@@ -248,12 +249,14 @@ def test_refcoco(tmp_path):
             [pytest.approx(one) for one in box]
             for box in ((10 / 66, 20 / 48, 14 / 66, 30 / 48), (1 / 66, 0, 2 / 66, 3 / 48), (0, 0, 1 / 66, 1 / 48))
         ],
+        "target": 0,
         "ref_id": 1,
         "image_id": 1,
         "members": ["jpg", "mask.png"],
     }
     assert (found["1"]["split"], found["1"]["identity"]) == ("testA", "image 1")
     entry = DataEntryConfig(str(tmp_path / "out"), "image_text", fields={"box": "box", "mask": "mask.png"})
+    assert found["2"]["target"] == 1
     source = open_source(entry, seed=0)
     masks = [np.asarray(Image.open(io.BytesIO(source.read(index).members["mask.png"]))) for index in (0, 1)]
     expected = np.zeros((2, 48, 66), np.uint8)
