@@ -445,5 +445,5 @@ def test_bundled_plans_lack_nothing_but_data_weights_and_tokenizers(
     assert len(names) == len(look.problems)
     if "data/" not in path.read_text():
         assert not names
-    assert set(names) <= {"source", "tokenizer", "all", "vision", "text", "language"}
+    assert set(names) <= {"source", "tokenizer", "all", "vision", "text", "language", "answers", "classes"}
     assert all(re.search("data/|hub/", one.text) for one in look.problems)
