@@ -7,8 +7,8 @@ import pytest
 
 from engine.plan.parse import parse_plan
 from engine.plan.plan import StagePlan
-from engine.plan.sample_rules import objectives_have_their_fields
-from omnivl.data.config import DataEntryConfig
+from engine.plan.sample_rules import crops_keep_boxes, objectives_have_their_fields
+from omnivl.data.config import AugmentConfig, DataEntryConfig
 from omnivl.data.fields import Field
 from omnivl.objectives import MRM
 
@@ -57,6 +57,38 @@ def test_messages():
         "data.0.fields.region: got 'box.png', which is a file; allowed a field of the samples' JSON",
         "data.0.fields.inside: got 'mask', which is no file; allowed a file, e.g. mask.png",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kept", "entry", "message"),
+    [
+        ("region", {"kind": "image_text", "fields": {"region": "b", "inside": "m.png"}}, None),
+        (
+            "box",
+            {"kind": "image_text", "fields": {"region": "b", "inside": "m.png"}},
+            "'box'; allowed a kept field that an ",
+        ),
+        (
+            "inside",
+            {"kind": "image_text", "fields": {"region": "b", "inside": "m.png"}},
+            "objective reads as boxes: 'region'",
+        ),
+        ("region", {"kind": "image_text", "fields": ("answers",)}, "objective reads as boxes: there is none"),
+        (
+            "region",
+            {"kind": "images_text", "pictures": ("a", "b"), "fields": {"region": "b"}},
+            "'region'; allowed null where a sample has several pictures",
+        ),
+    ],
+)
+def test_a_crop_keeps_what_an_objective_reads_as_boxes(kept, entry, message):
+    stage = parse_plan(PLAN).stages[0]
+    own = DataEntryConfig("s", augment=AugmentConfig(keep=kept), **entry)
+    found = list(crops_keep_boxes(replace(stage, objectives=(Ground(),), data=(own,))))
+    assert len(found) == (message is not None)
+    for problem in found:
+        assert problem.path == ("data", 0, "augment", "keep")
+        assert message in f"{problem.got}; allowed {problem.allowed}"
 
 
 def test_a_place_needs_a_picture_to_be_in():

@@ -217,6 +217,24 @@ def test_one_hand_over_is_tried_without_storage(here: Path, tmp_path: Path) -> N
     assert check(write_plan(tmp_path, content)) == (0, [])
 
 
+def test_a_list_that_is_not_there_is_told_where_its_length_is_stated(here: Path, tmp_path: Path) -> None:
+    content = plan_of(here)
+    for stage in content["stages"][1:]:
+        stage["data"][0]["fields"] = {"answers": "label"}
+        stage["objectives"] = [{"kind": "vqa", "answers": "gone.txt", "num_answers": 3}]
+        stage["evaluate"] = {}
+    plan = write_plan(tmp_path, content)
+    code, problems = check(plan)
+    assert (code, [one.split(": ", 2)[1] for one in problems]) == (
+        2,
+        [f"stages.{n}.objectives.0.answers" for n in (1, 2)],
+    )
+    assert all("objective vqa: answers is 'gone.txt', and there is no such file" in one for one in problems)
+    assert check(plan, "--offline") == (0, [])
+    (tmp_path / "gone.txt").write_text("a\nb\nc\n")
+    assert check(plan) == (0, [])
+
+
 def test_only_what_is_still_to_run_is_looked_at(here: Path, tmp_path: Path) -> None:
     content, run = plan_of(here), RunFolder(tmp_path / "run")
     BROKEN["no such shard"][0](content["stages"][0], here)
