@@ -271,8 +271,15 @@ class ExampleReader:
                 yield evaluation_view(pixels, size)
             else:
                 boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
-                how = {"flip_allowed": flip, "kept": boxes, "stretched": self._sizes.stretched}
-                yield training_view(pixels, size, self.config.augment, random, **how)
+                yield training_view(
+                    pixels,
+                    size,
+                    self.config.augment,
+                    random,
+                    flip_allowed=flip,
+                    kept=boxes,
+                    stretched=self._sizes.stretched,
+                )
 
     def _size_of(self, shown: Sample) -> Size | None:
         """The size of a picture's view, see ``still_size``; the picture's own is checked before.
