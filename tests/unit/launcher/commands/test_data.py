@@ -218,3 +218,15 @@ def test_overlap_of_a_test_set_with_training_data(pictures, tmp_path):
 def test_what_an_overlap_refuses(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run("overlap", "emoji", "--test", "emoji", "--out", tmp_path / "pairs.jsonl", *words)
+
+
+def test_the_values_of_a_field_become_a_list(pictures, tmp_path):
+    run("convert", "folder", pictures, "--out", tmp_path / "out")
+    shown = run("values", tmp_path / "out", "--field", "label", "--out", tmp_path / "lists" / "labels.txt")
+    assert "2 of 2 values, 100.0% of all:" in shown.replace("\n", "")
+    assert (tmp_path / "lists" / "labels.txt").read_text() == "cat\ndog\n"
+    with pytest.raises(
+        DataError, match=r"--least: got 9, and the most frequent value stands there 3 times; allowed is"
+    ):
+        run("values", tmp_path / "out", "--field", "label", "--least", "9", "--out", tmp_path / "none.txt")
+    assert not (tmp_path / "none.txt").exists()

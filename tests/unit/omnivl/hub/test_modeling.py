@@ -270,6 +270,11 @@ def test_errors_say_what_to_do(tmp_path):
     writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
     with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
         writing.generate(pixels, max_new_tokens=8)
+    prompted = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(prompt="a picture of"),), TOKENS))
+    with pytest.raises(
+        ModelError, match=r"^generate: captions stand behind the prompt 'a picture of', .*; use omnivl\.load"
+    ):
+        prompted.generate(pixels)
 
 
 def test_generate_takes_the_arguments_of_a_search_and_refuses_others_by_name():
