@@ -20,10 +20,14 @@ from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Score, TaskResult, mean_score
+from omnivl.tasks.sample_fields import places_by
 from omnivl.tasks.scorers.captions import CaptionScores, caption_scores
 from omnivl.tasks.spelling import comparable
 
 Official = Literal["BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE"]
+
+References = Sequence[Sequence[str]]
+"""All captions of each sample, at least one."""
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
 
@@ -42,6 +46,8 @@ class CaptionTask(PredictingTask):
         repetition_penalty: Above 1, tokens that a caption has already are less likely.
         official: Scores of the field's own programs to add, of ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr-D`` and
             ``SPICE``; they need the extra ``tasks``, METEOR and SPICE also java (``omnivl.tasks.scorers.captions``).
+        by: Field by whose values all scores are reported as well, such as NoCaps' ``domain``; null for none. The
+            samples of a value are a set of their own: its BLEU-4 and CIDEr-D are counted over them alone.
     """
 
     right_means: ClassVar[str] = "equal to one of the sample's captions, without case, accents and spaces at marks"
@@ -55,6 +61,7 @@ class CaptionTask(PredictingTask):
     max_length: Annotated[int, Range(1)] | None = None
     repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     official: tuple[Official, ...] = ()
+    by: str | None = None
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -64,7 +71,8 @@ class CaptionTask(PredictingTask):
     @property
     def figures(self) -> tuple[str, ...]:
         """See ``Task``."""
-        return ("exact match", "keyword F1", "BLEU-4", *(f"{name}, official" for name in self.official))
+        whole = ("exact match", "keyword F1", "BLEU-4", *(f"{name}, official" for name in self.official))
+        return (*whole, *(f"{name}, *" for name in whole))
 
     def run(self, encoder: Encoder) -> TaskResult:
         """See ``PredictingTask``.
@@ -106,24 +114,13 @@ class CaptionTask(PredictingTask):
 
         Both sides are compared as ``comparable`` has them.
         """
-        import sacrebleu
-
         shown = [one["caption"] for one in predicted]
-        written = [comparable(text) for text in shown]
-        references = [[comparable(text) for text in own] for own in truth]
-        exact = [text in own for text, own in zip(written, references, strict=True)]
-        f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
-        most = max(len(own) for own in references)
-        padded = [[own[min(i, len(own) - 1)] for own in references] for i in range(most)]
-        bleu = sacrebleu.corpus_bleu(written, padded, lowercase=True).score / 100
-        count = len(pictures)
-        scores = (
-            mean_score(self.name, "exact match", exact),
-            mean_score(self.name, "keyword F1", f1),
-            Score(self.name, "BLEU-4", bleu, None, None, count),
-            *self._official(shown, truth, encoder),
-        )
-        return Judged(scores, [{"right": one, "keyword_f1": own} for one, own in zip(exact, f1, strict=True)])
+        scores = self._scores("", shown, truth, encoder)
+        for name, places in ({} if self.by is None else places_by(pictures.samples, self.by)).items():
+            own = [shown[place] for place in places], [truth[place] for place in places]
+            scores += self._scores(f", {name}", *own, encoder)
+        found = zip(_exact(shown, truth), _keyword_f1(shown, truth), strict=True)
+        return Judged(tuple(scores), [{"right": one, "keyword_f1": value} for one, value in found])
 
     def told(
         self, pictures: PictureSet, place: int, found: Line, truth: tuple[str, ...], own: Line, encoder: Encoder
@@ -138,9 +135,23 @@ class CaptionTask(PredictingTask):
         texts = [predicted[place]["caption"] for place in places]
         return patch_attention(encoder, self.objective, pictures.chosen(places), texts)
 
-    def _official(
-        self, written: Sequence[str], references: Sequence[Sequence[str]], encoder: Encoder
-    ) -> Iterator[Score]:
+    def _scores(self, of: str, written: Sequence[str], truth: References, encoder: Encoder) -> list[Score]:
+        """The scores of a set of captions.
+
+        Args:
+            of: What stands behind the names of its figures.
+            written: Its captions.
+            truth: All captions of each of its samples.
+            encoder: As for ``run``.
+        """
+        return [
+            mean_score(self.name, f"exact match{of}", _exact(written, truth)),
+            mean_score(self.name, f"keyword F1{of}", _keyword_f1(written, truth)),
+            Score(self.name, f"BLEU-4{of}", _bleu(written, truth), None, None, len(written)),
+            *self._official(of, written, truth, encoder),
+        ]
+
+    def _official(self, of: str, written: Sequence[str], references: References, encoder: Encoder) -> Iterator[Score]:
         """The scores of the field's own programs, which one replica runs.
 
         Raises:
@@ -161,13 +172,13 @@ class CaptionTask(PredictingTask):
 
         together(gather, encoder.device, scored)
         for name, value, own in zip(self.official, gather.total(values), gather.total(each).cpu().numpy(), strict=True):
-            metric, graded = f"{name}, official", name != "CIDEr-D"
+            metric, graded = f"{name}, official{of}", name != "CIDEr-D"
             if np.isnan(own).any():
                 yield Score(self.name, metric, float(value), None, None, count, graded)
             else:
                 yield mean_score(self.name, metric, own, graded=graded)
 
-    def _run_official(self, written: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+    def _run_official(self, written: Sequence[str], references: References) -> CaptionScores:
         """All of the scores that are asked for.
 
         Raises:
@@ -203,6 +214,26 @@ def write_captions(
     writing = encoder.writing(objective)
     written = encoder.generate(objective, pictures, writing_search(writing, num_beams, max_length, **choice))
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
+
+
+def _exact(written: Sequence[str], references: References) -> list[bool]:
+    """Whether each caption is one of its references."""
+    return [comparable(text) in [comparable(one) for one in own] for text, own in zip(written, references, strict=True)]
+
+
+def _keyword_f1(written: Sequence[str], references: References) -> list[float]:
+    """The keyword F1 of each caption against the best of its references."""
+    return [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
+
+
+def _bleu(written: Sequence[str], references: References) -> float:
+    """BLEU-4 of a set by sacrebleu, as a share of 1."""
+    import sacrebleu
+
+    spelled = [[comparable(one) for one in own] for own in references]
+    most = max(len(own) for own in spelled)
+    padded = [[own[min(i, len(own) - 1)] for own in spelled] for i in range(most)]
+    return sacrebleu.corpus_bleu([comparable(one) for one in written], padded, lowercase=True).score / 100
 
 
 def keywords(text: str) -> frozenset[str]:
