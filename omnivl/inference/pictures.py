@@ -240,17 +240,25 @@ class PictureSet:
         except BadSampleError as error:
             raise _bad(error) from error
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of a sample's whole picture in pixels, upright.
+
+        Raises:
+            DataError: The picture says no size.
+        """
+        sample = self.samples[index]
+        whole = still_size(sample, lambda width, height: (width, height))
+        if not isinstance(whole, tuple):
+            raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
+        return whole
+
     def placement(self, index: int) -> Placement:
         """Where the points of a sample's picture are in the view that the model sees.
 
         Raises:
             DataError: The picture says no size.
         """
-        sample, moves = self.samples[index], self.media == "video"
-        whole = still_size(sample, lambda width, height: (width, height))
-        if not isinstance(whole, tuple):
-            raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
-        return evaluation_placement(*whole, self.sizes.size_of_view(moves))
+        return evaluation_placement(*self.size(index), self.sizes.size_of_view(self.media == "video"))
 
     def thumbnail(self, index: int, size: int = 80) -> str:
         """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
 from omnivl.tasks.gqa import GQATask
+from omnivl.tasks.grounded_captions import GroundedCaptionsTask
 from omnivl.tasks.grounding import GroundingTask, SegmentationTask
 from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
@@ -30,7 +31,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
     | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
-    | (SegmentationTask | SentimentTask),
+    | (SegmentationTask | SentimentTask | GroundedCaptionsTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -45,6 +46,7 @@ __all__ = [
     "GQATask",
     "Gallery",
     "GalleryRow",
+    "GroundedCaptionsTask",
     "GroundingTask",
     "Head",
     "Lack",

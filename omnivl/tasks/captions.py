@@ -33,8 +33,8 @@ STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"}
 
 
 @dataclass(frozen=True)
-class CaptionTask(PredictingTask):
-    """Captions by the generation decoder: exact match, keyword F1 and BLEU.
+class WritingTask(PredictingTask):
+    """Base of tasks in which the generation decoder writes a caption for each picture or clip.
 
     Attributes:
         objective: Key of the objective whose head generates: of kind ``lm``, or ``prefix_lm`` for a language model.
@@ -44,6 +44,51 @@ class CaptionTask(PredictingTask):
         max_length: Largest number of tokens of a caption, its end included and a prompt not, if that is less than the
             model's texts have room for; null for no other bound.
         repetition_penalty: Above 1, tokens that a caption has already are less likely.
+    """
+
+    objective: str = "lm"
+    max_samples: Annotated[int, Range(1)] = 512
+    num_beams: Annotated[int, Range(1)] = 1
+    length_penalty: Annotated[float, Range(-100, 100)] = 0.0
+    min_length: Annotated[int, Range(0)] = 0
+    max_length: Annotated[int, Range(1)] | None = None
+    repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that generates."""
+        return (Head(self.objective),)
+
+    def written(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
+        """The caption of each picture or clip.
+
+        Raises:
+            UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
+        """
+        choice: Choice = {
+            "length_penalty": self.length_penalty,
+            "min_length": self.min_length,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return write_captions(pictures, encoder, self.objective, self.num_beams, self.max_length, **choice)
+
+    def asked(self, pictures: PictureSet) -> list[str | None]:
+        """See ``PredictingTask``: nothing, as captions are what is right."""
+        return [None] * len(pictures)
+
+    def attention(
+        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
+    ) -> PatchAttention | None:
+        """See ``PredictingTask``: of the written words."""
+        texts = [predicted[place]["caption"] for place in places]
+        return patch_attention(encoder, self.objective, pictures.chosen(places), texts)
+
+
+@dataclass(frozen=True)
+class CaptionTask(WritingTask):
+    """Captions by the generation decoder: exact match, keyword F1 and BLEU.
+
+    Attributes:
         official: Scores of the field's own programs to add, of ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr-D`` and
             ``SPICE``; they need the extra ``tasks``, METEOR and SPICE also java (``omnivl.tasks.scorers.captions``).
         by: Field by whose values all scores are reported as well, such as NoCaps' ``domain``; null for none. The
@@ -53,20 +98,8 @@ class CaptionTask(PredictingTask):
     right_means: ClassVar[str] = "equal to one of the sample's captions, without case, accents and spaces at marks"
 
     kind: Literal["caption"] = "caption"
-    objective: str = "lm"
-    max_samples: Annotated[int, Range(1)] = 512
-    num_beams: Annotated[int, Range(1)] = 1
-    length_penalty: Annotated[float, Range(-100, 100)] = 0.0
-    min_length: Annotated[int, Range(0)] = 0
-    max_length: Annotated[int, Range(1)] | None = None
-    repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     official: tuple[Official, ...] = ()
     by: str | None = None
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """The head that generates."""
-        return (Head(self.objective),)
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -89,19 +122,9 @@ class CaptionTask(PredictingTask):
         """See ``PredictingTask``."""
         return ("caption",)
 
-    def asked(self, pictures: PictureSet) -> list[str | None]:
-        """See ``PredictingTask``: nothing, as captions are what is right."""
-        return [None] * len(pictures)
-
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
         """See ``PredictingTask``: the ``caption``."""
-        choice: Choice = {
-            "length_penalty": self.length_penalty,
-            "min_length": self.min_length,
-            "repetition_penalty": self.repetition_penalty,
-        }
-        written = write_captions(pictures, encoder, self.objective, self.num_beams, self.max_length, **choice)
-        return [{"caption": caption} for caption in written]
+        return [{"caption": caption} for caption in self.written(pictures, encoder)]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[tuple[str, ...]]:
         """See ``PredictingTask``: all captions of a sample."""
@@ -127,13 +150,6 @@ class CaptionTask(PredictingTask):
     ) -> Told:
         """See ``PredictingTask``: all captions of the sample."""
         return Told(found["caption"] or "(nothing)", " / ".join(truth), f"keyword F1 {own['keyword_f1']:.2f}")
-
-    def attention(
-        self, pictures: PictureSet, places: Sequence[int], predicted: Sequence[Line], encoder: Encoder
-    ) -> PatchAttention | None:
-        """See ``PredictingTask``: of the written words."""
-        texts = [predicted[place]["caption"] for place in places]
-        return patch_attention(encoder, self.objective, pictures.chosen(places), texts)
 
     def _scores(self, of: str, written: Sequence[str], truth: References, encoder: Encoder) -> list[Score]:
         """The scores of a set of captions.
