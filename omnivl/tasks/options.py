@@ -39,6 +39,10 @@ class OptionsTask(PredictingTask):
         reasons: Key of a second objective that chooses among reasons, as VCR's rationales; null for none.
         answer: Field that the second objective reads in its ``context``, if any: the text of the answer that a reason
             is for. It is the right one in scores, and each option in turn in predictions.
+
+    Source: Zellers et al., VCR, arXiv 1811.10830, section 6, and models/eval_q2ar.py of github.com/rowanz/r2c; for
+        dialogues ``omnivl.tasks.scorers.dialogue``.
+    Differs: of options with equal scores none is right, where VCR's program takes the first.
     """
 
     reads: ClassVar[Reads] = "media"
