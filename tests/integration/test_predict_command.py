@@ -37,7 +37,7 @@ stages:
     objectives:
       - {{kind: vqa, answers: ["true", "false"]}}
       - choose
-      - {{kind: choose, name: why, field: rationales, index: rationale, context: [answer]}}
+      - {{kind: choose, name: why, field: rationales, index: rationale, given: [answer]}}
       - {{kind: choose, name: turn, most_options: 10, context: [image_caption, history]}}
       - lm
       - {{kind: univlc, queue_size: 8}}
