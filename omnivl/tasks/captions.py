@@ -249,7 +249,8 @@ def _bleu(written: Sequence[str], references: References) -> float:
     spelled = [[comparable(one) for one in own] for own in references]
     most = max(len(own) for own in spelled)
     padded = [[own[min(i, len(own) - 1)] for own in spelled] for i in range(most)]
-    return sacrebleu.corpus_bleu([comparable(one) for one in written], padded, lowercase=True).score / 100
+    score: float = sacrebleu.corpus_bleu([comparable(one) for one in written], padded, lowercase=True).score
+    return score / 100
 
 
 def keywords(text: str) -> frozenset[str]:
