@@ -139,15 +139,16 @@ class PictureSet:
         return other
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes) -> Self:
+    def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes, pictures: tuple[str, ...] = ()) -> Self:
         """A set of samples that a program has, all of them.
 
         Args:
             samples: With pictures or clips.
             media: ``image`` or ``video``.
             sizes: Of the model's inputs.
+            pictures: Files that are the pictures of a sample; see above.
         """
-        return cls("", media, {}, sizes, len(samples), "media", _Listed(samples))
+        return cls("", media, {}, sizes, len(samples), "media", _Listed(samples), pictures)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -202,7 +203,7 @@ class PictureSet:
             raise _bad(error) from error
 
     def _view(self, sample: Sample, size: SizeOf) -> Tensor:
-        """The frames of a clip, a picture, or the pictures of a set, all of the size of the first."""
+        """The frames of a clip, a picture, or the pictures of a set: all squares, or all of the size of the first."""
         shown = [] if not self._members else members_as_samples(sample, self._members)
         if not shown:
             return evaluation_frames(sample, size, self.num_frames, LoaderConfig(), self._shot)
@@ -212,7 +213,8 @@ class PictureSet:
         first, *others = [one for one in shown if one is not None]
         views = [evaluation_frames(first, size, 1, LoaderConfig())]
         own = (views[0].shape[3], views[0].shape[2])
-        views += [evaluation_frames(one, lambda width, height: own, 1, LoaderConfig()) for one in others]
+        of_others: SizeOf = size if isinstance(size, int) else lambda width, height: own
+        views += [evaluation_frames(one, of_others, 1, LoaderConfig()) for one in others]
         return torch.cat(views)
 
     def view(self, index: int) -> Tensor:
