@@ -19,7 +19,7 @@ from omnivl.data.sources.generated import GENERATED
 from omnivl.data.sources.motion_poses import MIN_FRAMES
 from omnivl.data.sources.motion_sprites import Sprite
 from omnivl.data.sources.scenes import captions as describing
-from omnivl.data.sources.scenes import choices, clips, expressions, questions, statements
+from omnivl.data.sources.scenes import choices, clips, documents, expressions, questions, statements
 from omnivl.data.sources.scenes.cast import PARTS, Cast
 from omnivl.data.sources.scenes.clips import ClipMaker, draw_clip
 from omnivl.data.sources.scenes.made import Maker, Numbers
@@ -55,6 +55,7 @@ _CLIP_MAKERS: Mapping[str, tuple[ClipMaker, tuple[str, ...]]] = {
 TASKS: Mapping[str, Visual] = {
     "questions": "image",
     **{name: "set" if name == "pairs" else "image" for name in _MAKERS},
+    "documents": "set",
     **dict.fromkeys(_CLIP_MAKERS, "clip"),
     "sentiment": "clip",
 }
@@ -67,7 +68,7 @@ _TYPES: Mapping[str, tuple[str, ...]] = {
 """Types of a task's questions or statements."""
 
 _DEFAULT_TASKS: Mapping[Visual, str] = {"image": "questions", "set": "pairs", "clip": "clip_questions"}
-_OPTIONS = ("part", "task", "question_type", "hide")
+_OPTIONS = ("part", "task", "question_type", "shots", "hide")
 
 
 class SceneSource:
@@ -77,8 +78,10 @@ class SceneSource:
 
     - ``task: [entailment]``: one of ``TASKS``; by default questions about pictures, pairs or clips, as the kind says;
     - ``question_type: [count, what]``: types of questions or statements, all equally frequent; by default all;
+    - ``shots: [4]``: the number of things that a document names, 1 to 8; by default 4;
     - ``part: [test]``: another endless supply of samples: ``train`` (the default), ``val``, ``test``; ``pairs``, whose
-      two main things never stood together in training; ``concepts``, whose main thing was in no scene of training;
+      two main things never stood together in training; ``concepts``, whose main thing (in documents: each thing) was in
+      no scene of training;
     - ``hide: [picture]`` or ``[text]``: the same samples in black, or without their text, for baselines that must not
       know it;
     - anything else filters the drawings by their metadata (``style``, ``label``, ``group`` ...).
@@ -115,11 +118,20 @@ class SceneSource:
         for kind in options["question_type"]:
             _one("question_type", (kind,), allowed)
         self._types = tuple(options["question_type"] or allowed)
+        shots = _one("shots", options["shots"] or (str(documents.DEFAULT_SHOTS),), tuple(map(str, documents.SHOTS)))
+        self._shots = int(shots)
         self._hides = _one("hide", options["hide"], HIDES) if options["hide"] else None
         if visual_of(config.kind) != TASKS[self._task]:
             fitting = ", ".join(repr(kind) for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task])
             raise DataError(
                 f"data source 'scenes': kind is {config.kind!r}; allowed for task {self._task!r}: {fitting}; change it"
+            )
+        if options["shots"] and self._task != "documents":
+            raise DataError(f"data source 'scenes': where.shots is of task 'documents', got {self._task!r}; remove it")
+        if self._task == "documents" and self._part == "pairs":
+            raise DataError(
+                "data source 'scenes': where.part is 'pairs'; allowed for task 'documents', whose things never stand "
+                "together: train, val, test, concepts; change it"
             )
         where = {name: values for name, values in config.where.items() if name not in _OPTIONS}
         self._seed, self._length = seed, length
@@ -170,6 +182,8 @@ class SceneSource:
             found = [answer for kind in self._types for answer in questions.answers_of(kind, cast)]
         elif self._task == "clip_questions":
             found = [*(clips.ACTIONS if "does" in self._types else ()), *cast.names]
+        elif self._task == "documents":
+            found = list(documents.NAMES)
         elif self._task == "entailment":
             found = list(statements.ENTAILMENT)
         else:
@@ -180,12 +194,15 @@ class SceneSource:
         assert self._cast is not None
         if self._task == "questions":
             made = questions.question(random, self._cast, self._types)
+        elif self._task == "documents":
+            made = documents.document(random, self._cast, self._shots)
         else:
             made = _MAKERS[self._task](random, self._cast)
         pictures = [draw(scene, self._cast.sprite, self._size) for scene in made.scenes]
         fields = {**made.fields, **{name: _boxes(pictures[0], numbers) for name, numbers in made.boxes.items()}}
         if len(pictures) > 1:
-            members = {name: as_png(one.pixels) for name, one in zip(SIDES, pictures, strict=True)}
+            names = documents.files_of(self._shots) if self._task == "documents" else SIDES
+            members = {name: as_png(one.pixels) for name, one in zip(names, pictures, strict=True)}
             return _Drawn(None, made.captions, fields, members)
         members = {} if made.mask is None else {MASK: as_png(pictures[0].masks[made.mask])}
         return _Drawn(pictures[0].pixels[None], made.captions, fields, members)
@@ -226,7 +243,7 @@ def _hidden(sample: Sample, what: str) -> Sample:
     frames = None if sample.frames is None else np.zeros_like(sample.frames)
     size = LEAST_SIDE
     black = as_png(np.zeros((size, size, 3), dtype=np.uint8))
-    members = {name: black if name in SIDES else media for name, media in sample.members.items()}
+    members = {name: media if name == MASK else black for name, media in sample.members.items()}
     return replace(sample, frames=frames, members=members)
 
 
