@@ -139,15 +139,16 @@ class PictureSet:
         return other
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes) -> Self:
+    def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes, pictures: tuple[str, ...] = ()) -> Self:
         """A set of samples that a program has, all of them.
 
         Args:
             samples: With pictures or clips.
             media: ``image`` or ``video``.
             sizes: Of the model's inputs.
+            pictures: As for ``PictureSet``.
         """
-        return cls("", media, {}, sizes, len(samples), "media", _Listed(samples))
+        return cls("", media, {}, sizes, len(samples), "media", _Listed(samples), pictures)
 
     def __len__(self) -> int:
         return len(self.samples)

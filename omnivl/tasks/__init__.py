@@ -10,6 +10,7 @@ from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
+from omnivl.tasks.few_shot import FewShotTask
 from omnivl.tasks.gqa import GQATask
 from omnivl.tasks.grounding import GroundingTask, SegmentationTask
 from omnivl.tasks.matching import MatchingTask
@@ -30,7 +31,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
     | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
-    | (SegmentationTask | SentimentTask),
+    | (SegmentationTask | SentimentTask | FewShotTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -42,6 +43,7 @@ __all__ = [
     "Drawing",
     "Embeddings",
     "Example",
+    "FewShotTask",
     "GQATask",
     "Gallery",
     "GalleryRow",
