@@ -32,6 +32,9 @@ DEFAULT_SHOTS = 4
 QUESTION = "what is this?"
 QUERY = "query.png"
 
+LEAST_SIDE = 48
+"""Smallest side of a document's pictures: the smallest thing has 21 pixels then."""
+
 _SMALLEST, _LARGEST = 0.45, 0.8
 """Sides of things that a picture shows alone."""
 

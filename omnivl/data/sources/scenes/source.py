@@ -104,7 +104,7 @@ class SceneSource:
             config: Kind and ``where`` are used.
             seed: Seed of the samples.
             num_frames: T of clips, at least; they have ``MIN_FRAMES`` or more.
-            size: S, at least; it is ``LEAST_SIDE`` or more.
+            size: S, at least; it is ``LEAST_SIDE`` or more, in documents half of that.
             length: Number of samples.
 
         Raises:
@@ -135,7 +135,8 @@ class SceneSource:
             )
         where = {name: values for name, values in config.where.items() if name not in _OPTIONS}
         self._seed, self._length = seed, length
-        self._size, self._num_frames = max(size, LEAST_SIDE), max(num_frames, MIN_FRAMES)
+        least = documents.LEAST_SIDE if self._task == "documents" else LEAST_SIDE
+        self._size, self._num_frames = max(size, least), max(num_frames, MIN_FRAMES)
         self._faces = Faces(where) if self._task == "sentiment" else None
         self._cast = None if self._faces is not None else Cast(where, self._part)
 

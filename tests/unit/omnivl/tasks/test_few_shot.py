@@ -151,6 +151,16 @@ def test_the_attention_is_that_to_the_whole_document(monkeypatch: pytest.MonkeyP
     assert all(text.endswith("what is this? fruit") for text in heard[1][1]) and len(heard[1][1]) == 2
 
 
+def test_queries_need_not_say_what_is_right() -> None:
+    """As samples of a test set, which are predicted and not judged; the examples say it."""
+    encoder = encoder_of(HEAD, says=lambda sample, text: torch.eye(2)[int(len(sample.members) > 3)])
+    pictures = KINDS.unjudged(encoder)
+    pictures.samples = [replace(sample, label=None) for sample in pictures.samples[:5]]
+    lines = KINDS.lines(pictures, encoder)
+    assert [line["answers"] for line in lines] == [{"0": "drink", "2": "drink", "4": "fruit"}] * 5
+    assert all(set(line) == {"where", "text", "answers"} for line in lines)
+
+
 def test_it_runs_on_trained_heads_of_every_kind() -> None:
     """Generated pictures of questions, ranked, chosen and written by a chain of new weights."""
     task = FewShotTask(

@@ -153,7 +153,7 @@ def test_documents_have_a_picture_for_each_sentence_and_one_more() -> None:
         assert list(sample.members) == [*(f"{number}.png" for number in range(1, shots + 1)), "query.png"]
         assert sample.captions[0].count("this is a ") == shots
         pictures = [cv2.imdecode(np.frombuffer(media, np.uint8), 1) for media in sample.members.values()]
-        assert all(picture.shape == (96, 96, 3) and picture.std() > 5 for picture in pictures)
+        assert all(picture.shape == (64, 64, 3) and picture.std() > 5 for picture in pictures)
     few = source("documents", part=("concepts",), shots=("8",), label=("fruit", "drink"))
     with pytest.raises(DataError, match=r"[1-7] of \d concepts of part 'concepts' can be seen on \w+ ground, for doc"):
         few.read(0)
