@@ -61,7 +61,7 @@ class FewShotTask(PredictingTask):
 
     Attributes:
         objective: Key of the objective that answers.
-        source: As for every task. Samples have one picture each.
+        source: As for every task; ``scenes`` has generated samples of many tasks. Samples have one picture each.
         support: Filter of the samples that examples are drawn from: ``{split: [train]}``.
         support_source: Their source; if empty, that of the queries.
         most_support: Upper bound on their number; more are thinned evenly.
@@ -88,7 +88,7 @@ class FewShotTask(PredictingTask):
 
     kind: Literal["few_shot"] = "few_shot"
     objective: str = "answer"
-    source: str = "questions"
+    source: str = "scenes"
     max_samples: Annotated[int, Range(1)] = 1024
     support: Where = field(default_factory=dict)
     support_source: str = ""

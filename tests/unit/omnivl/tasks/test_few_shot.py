@@ -188,6 +188,7 @@ def test_it_runs_on_trained_heads_of_every_kind() -> None:
 def test_several_peoples_answers_give_vqa_accuracy() -> None:
     task = FewShotTask(
         objective="vqa",
+        source="questions",
         where={"style": ("twemoji",), "group": ("food & drink",), "question_type": ("kind", "check")},
         support={"style": ("noto",), "group": ("food & drink",)},
         answer="answers",
