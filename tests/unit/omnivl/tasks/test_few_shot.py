@@ -158,7 +158,7 @@ def test_queries_need_not_say_what_is_right() -> None:
     pictures.samples = [replace(sample, label=None) for sample in pictures.samples[:5]]
     lines = KINDS.lines(pictures, encoder)
     assert [line["answers"] for line in lines] == [{"0": "drink", "2": "drink", "4": "fruit"}] * 5
-    assert all(set(line) == {"where", "text", "answers"} for line in lines)
+    assert all(set(line) == {"where", "text", "answers", "probabilities"} for line in lines)
 
 
 def test_it_runs_on_trained_heads_of_every_kind() -> None:
