@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 import typer
+from converter_inputs import INPUTS
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -28,6 +29,8 @@ from engine.plan.parse import load_plan
 from launcher import cli
 from launcher.slurm import submission
 from omnivl.architectures.build import build_chain
+from omnivl.data.convert.form import FormReader
+from omnivl.data.convert.forms import FORMS
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 
@@ -44,8 +47,26 @@ stages:
   - {{name: one, steps: 3, data: [{{source: emoji, kind: image_text}}], objectives: [itc], evaluate: {{tasks: [
       {{kind: retrieval, max_samples: 8}}]}}}}
 """
-_FOUND = ["weights.safetensors", "--plan", "plan.yaml"]
-_LINES: tuple[tuple[str, ...], ...] = (
+FOUND = ["weights.safetensors", "--plan", "plan.yaml"]
+
+
+def _form_line(reader: type[FormReader]) -> tuple[str, ...]:
+    """The line that converts the files of a public data set: a path without a default is an argument."""
+    given = INPUTS[reader.form].arguments(Path("forms") / reader.form)
+    arguments, options = list[str](), list[str]()
+    for one in fields(reader):
+        if one.name not in given:
+            continue
+        value = given[one.name]
+        if one.default is MISSING:
+            arguments.append(str(value))
+        else:
+            for each in value if isinstance(value, tuple) else (value,):
+                options += [f"--{one.name.replace('_', '-')}", str(each)]
+    return ("data", "convert", reader.form, *arguments, *options, "--out", "o", "--overwrite", "--split-name", "a")
+
+
+LINES: tuple[tuple[str, ...], ...] = (
     ("check", "plan.yaml", "--world-size", "2", "--json"),
     ("upgrade", "plan.yaml"),
     ("profile", "plan.yaml", "--repeats", "1", "--out", "layers.json"),
@@ -55,10 +76,10 @@ _LINES: tuple[tuple[str, ...], ...] = (
     ("submit", "plan.yaml", "--nodes", "2", "--gpus-per-node", "2", "--time", "1:00:00", "--dry-run"),
     ("submit", "plan.yaml", "--cluster", "cluster.yaml", "--sbatch", "account=x", "--launcher", "srun", "--dry-run"),
     ("jobs", "runs/x"),
-    ("evaluate", *_FOUND, "--tasks", "retrieval", "--batch-size", "8", "--out", "scores.json"),
-    ("embed", *_FOUND, "--data", "shards", "--where", "{split: [a]}", "--max-samples", "4", "--out", "e.npz"),
+    ("evaluate", *FOUND, "--tasks", "retrieval", "--batch-size", "8", "--out", "scores.json"),
+    ("embed", *FOUND, "--data", "shards", "--where", "{split: [a]}", "--max-samples", "4", "--out", "e.npz"),
     ("export", "weights.safetensors", "hub", "--plan", "plan.yaml", "--max-shard-size", "1MB", "--dtype", "bf16"),
-    ("routing", *_FOUND, "--data", "shards", "--media", "image", "--max-samples", "4", "--out", "routing"),
+    ("routing", *FOUND, "--data", "shards", "--media", "image", "--max-samples", "4", "--out", "routing"),
     ("checkpoint", "inspect", "runs/x"),
     ("checkpoint", "verify", "runs/x"),
     ("checkpoint", "convert", "runs/x", "--out", "w.safetensors"),
@@ -71,11 +92,10 @@ _LINES: tuple[tuple[str, ...], ...] = (
     ("data", "convert", "folder", "pictures", "--out", "o", "--overwrite", "--shorter-side", "16", "--split", "a=0.5"),
     ("data", "convert", "table", "list.csv", "--out", "o", "--overwrite", "--path", "file", "--caption", "title"),
     ("data", "convert", "table", "list.csv", "--out", "o", "--overwrite", "--picture", "left=file", "--separator", ","),
-    ("data", "convert", "coco", "captions.json", "pictures", "--out", "o", "--overwrite", "--split-name", "a"),
-    ("data", "convert", "kinetics", "clips.csv", "pictures", "--out", "o", "--overwrite"),
-    ("data", "convert", "ssv2", "entries.json", "pictures", "--out", "o", "--overwrite"),
-    ("data", "convert", "vqa", "questions.json", "pictures", "--out", "o", "--overwrite"),
+    *(_form_line(reader) for reader in FORMS),
 )
+"""What is mutated."""
+
 _VALUES = (
     *("-1", "0", "1", "2", "3", "0.5", "1e30", "1e300", "-1e30", "nan", "inf", "-inf", "9" * 5000, "99999999999"),
     *("", " ", "x", "auto", "None", "../x", ".", "..", "zero", "nowhere/x", "~", "$HOME"),
@@ -92,7 +112,6 @@ _VALUES = (
 class Finding:
     """A command line that neither did its work nor was refused by name, or took too long."""
 
-    number: int
     line: tuple[str, ...]
     said: str
 
@@ -100,7 +119,7 @@ class Finding:
 def line_of(number: int, seed: int = 0) -> tuple[str, ...]:
     """The command line of a number: the same on every machine."""
     draw = random.Random(f"{seed}/{number}")
-    line = list(draw.choice(_LINES))
+    line = list(draw.choice(LINES))
     words = 2 if line[0] in ("checkpoint", "sweep") else 3 if line[:2] == ["data", "convert"] else 1
     words = 2 if line[:2] == ["data", "inspect"] else words
     options = _options(tuple(line[:words]))
@@ -162,21 +181,25 @@ def findings(numbers: range, folder: Path, seed: int = 0) -> Iterator[Finding]:
         folder: An empty one, or one that ``prepare`` has filled. Lines write beside it as well (``../x``).
         seed: Of the draws.
     """
-    prepare(folder)
     for number in numbers:
-        line = line_of(number, seed)
-        began = time.process_time()
-        with contextlib.chdir(folder):
-            try:
-                code, said = run_line(line)
-            except BaseException:
-                code, said = -1, traceback.format_exc()
-        if "raised at" in said or "Traceback" in said or code not in (0, 1, 2):
-            yield Finding(number, line, f"{code}: {said}")
-        elif "\x1b" in said or "\x07" in said:
-            yield Finding(number, line, f"control characters on the terminal: {said!r}")
-        if (spent := time.process_time() - began) > SLOW_SECONDS:
-            yield Finding(number, line, f"took {spent:.1f} s")
+        yield from findings_of(line_of(number, seed), folder)
+
+
+def findings_of(line: tuple[str, ...], folder: Path) -> Iterator[Finding]:
+    """What goes wrong with a line, in a folder as for ``findings``."""
+    prepare(folder)
+    began = time.process_time()
+    with contextlib.chdir(folder):
+        try:
+            code, said = run_line(line)
+        except BaseException:
+            code, said = -1, traceback.format_exc()
+    if "raised at" in said or "Traceback" in said or code not in (0, 1, 2):
+        yield Finding(line, f"{code}: {said}")
+    elif "\x1b" in said or "\x07" in said:
+        yield Finding(line, f"control characters on the terminal: {said!r}")
+    if (spent := time.process_time() - began) > SLOW_SECONDS:
+        yield Finding(line, f"took {spent:.1f} s")
 
 
 def prepare(folder: Path) -> None:
@@ -196,10 +219,8 @@ def prepare(folder: Path) -> None:
     for number in range(4):
         Image.new("RGB", (32, 24), (60 * number, 0, 0)).save(pictures / f"{number}.png")
     (folder / "list.csv").write_text("file,title\n" + "".join(f"pictures/a/{one}.png,t {one}\n" for one in range(4)))
-    (folder / "captions.json").write_text('{"images": [{"id": 1, "file_name": "a/1.png"}], "annotations": []}')
-    (folder / "clips.csv").write_text("label,youtube_id,time_start,time_end,split\nx,a,0,1,train\n")
-    (folder / "entries.json").write_text("[]")
-    (folder / "questions.json").write_text('{"questions": []}')
+    for form, files in INPUTS.items():
+        files.write(folder / "forms" / form)
     with contextlib.chdir(folder):
         line = ["data", "convert", "table", "list.csv", "--out", "shards", "--path", "file", "--caption", "title"]
         code, said = run_line(line)

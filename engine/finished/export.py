@@ -47,7 +47,7 @@ STRETCHES = (
     "Trained and evaluated on whole pictures and clips that are resized to squares (`model.sizes: stretched`); the "
     "processor of this folder crops the centre square, so that figures with it may differ."
 )
-"""Likewise, of a stage whose pictures are stretched."""
+"""Likewise, of a stage whose pictures are stretched, in a folder of transformers' own class."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,13 @@ def export(
         raise CheckpointError(f"{out}: could not be written ({reason_of(error)}); choose another place") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)  # not there any more once it has its name
-    return Exported(out, parameters, tuple(left_out), _notes(trained))
+    return Exported(out, parameters, tuple(left_out), _notes(trained, foreign))
 
 
-def _notes(trained: Trained) -> tuple[str, ...]:
+def _notes(trained: Trained, foreign: Foreign | None) -> tuple[str, ...]:
     """Where the folder of a stage computes something else than evaluation."""
-    return {"fixed": (), "native": (CROPS,), "stretched": (STRETCHES,)}[trained.stage.model.sizes]
+    stretches = () if foreign is None else (STRETCHES,)  # our own processor stretches, too
+    return {"fixed": (), "native": (CROPS,), "stretched": stretches}[trained.stage.model.sizes]
 
 
 def _folder_beside(out: Path) -> Path:
@@ -160,7 +161,7 @@ def _foreign(model: OmniVLModel, tokenizer: Tokenizer) -> Foreign:
 def _write_own(model: OmniVLModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, max_shard_size: str) -> int:
     """Writes a folder of ``omnivl.hub``'s class, but for the card; returns the number of parameters."""
     inputs = model.config.sizes.inputs
-    images = OmniVLImageProcessor(inputs.image_size, inputs.video_size, inputs.num_frames)
+    images = OmniVLImageProcessor(inputs.image_size, inputs.video_size, inputs.num_frames, inputs.stretched)
     processor = OmniVLProcessor(images, tokenizer.as_transformers(inputs.text_length))
     for parameter in model.parameters():
         parameter.data = parameter.to(dtype)
@@ -272,7 +273,7 @@ def model_card(
         f"{sizes.kinds_of_filling.replace(chr(39), chr(96))}.",
         f"- Images of {inputs.image_size} pixels, clips of {inputs.num_frames} frames of {inputs.video_size} pixels, "
         f"texts of up to {inputs.text_length} tokens.",
-        *(f"- {note}" for note in _notes(trained)),
+        *(f"- {note}" for note in _notes(trained, foreign)),
         f"- Stage {markdown_text(stage.name)}{step}; objectives: {objectives}; data: "
         f"{', '.join(dict.fromkeys(f'{markdown_text(entry.source)} ({entry.kind})' for entry in stage.data))}.",
         "",

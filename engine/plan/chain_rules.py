@@ -8,7 +8,7 @@ from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import StageRule
 from engine.plan.yaml import Path, Problem
 from engine.step.adapters import adapt, adapted_shapes, maps_of
-from engine.step.freeze import names_parameter
+from engine.step.freeze import freeze_idle, names_parameter
 from moe.linear import ROLES
 from omnivl.architectures.base import Architecture
 from omnivl.architectures.build import outline
@@ -95,6 +95,20 @@ def adapters_are_trained(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("lora", "rank"), got, f"1 to {min(smallest)}", "lower it")
 
 
+def something_is_trained(stage: StagePlan) -> Iterator[Problem]:
+    """A parameter that an objective gives a gradient is not frozen; of adapters see ``adapters_are_trained``."""
+    layouts = _layouts_of(stage)
+    asks = stage.freeze and stage.lora is None and layouts
+    chain = _outline_of(stage.model, stage.objectives) if asks else None
+    if chain is None:
+        return
+    freeze_idle(chain, layouts)
+    parameters = [name for name, one in chain.named_parameters() if one.requires_grad]
+    if all(any(names_parameter(pattern, name) for pattern in stage.freeze) for name in parameters):
+        got = f"{', '.join(stage.freeze)}, which is all that the objectives give a gradient"
+        yield Problem(("freeze",), got, "patterns that leave something to train", "thaw a part")
+
+
 def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     """A pipeline has at most as many stages as passes, and ZeRO stage 0 or 1."""
     parallel = stage.parallel
@@ -115,6 +129,7 @@ CHAIN_RULES: tuple[StageRule, ...] = (
     patterns_name_parameters,
     adapters_start_from_weights,
     adapters_are_trained,
+    something_is_trained,
     pipeline_can_be_cut,
 )
 

@@ -57,12 +57,8 @@ class PictureSizes:
     def size_of_view(self, is_video: bool) -> SizeOf:
         """The size of what a model sees of a picture, or of a frame of a clip."""
         if self.stretched:
-            return partial(self.stretched_size, is_video)
+            return stretched_to(self.side(is_video))
         return partial(self.native_size, is_video) if self.native else self.side(is_video)
-
-    def stretched_size(self, is_video: bool, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the view of a whole picture: those of a square, whatever the picture's are."""
-        return self.side(is_video), self.side(is_video)
 
     def native_size(self, is_video: bool, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the view of a picture that keeps its size; see ``grids``."""
@@ -96,6 +92,15 @@ class PictureSizes:
             grids[over, enlarged.argmax(axis=1)] -= 1
         grids[(pictures <= 0).any(axis=1)] = rows, columns
         return grids
+
+
+def stretched_to(side: int) -> SizeOf:
+    """The size of a square view of a whole picture, whatever the picture's own is."""
+    return partial(_square, side)
+
+
+def _square(side: int, width: int, height: int) -> tuple[int, int]:
+    return side, side
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Turns pictures, clips and texts into the tensors that the model reads, in the same way as evaluation.
 
-But for models whose ``sizes`` are not ``fixed``: these are evaluated on whole pictures, and here see the centre square.
+But for models whose ``sizes`` are ``native``: these are evaluated on pictures of their own sizes, and here see the
+centre square.
 
 Shapes: B samples, T frames, S side of a view.
 """
@@ -13,13 +14,15 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from omnivl.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from omnivl.data.sizes import SizeOf, stretched_to
 from omnivl.inference.given import Clip, Picture, clip_view, each_clip, each_picture, picture_view
 
 
 class OmniVLImageProcessor(BaseImageProcessor):
     """The view of evaluation: the shorter side resized, the centre cropped; for clips, evenly spaced frames.
 
-    A stage whose ``sizes`` are not ``fixed`` is evaluated on whole pictures; this still crops the centre square.
+    Of a stage whose ``sizes`` are ``stretched``, the whole picture resized to the square. One whose ``sizes`` are
+    ``native`` is evaluated on pictures of their own sizes; this still crops the centre square.
 
     Pixels stay uint8. Files are decoded as in evaluation, JPEGs at a reduced size if that is large enough, so that the
     same file gives the same tensor to the last bit. Transparent parts become white.
@@ -27,17 +30,26 @@ class OmniVLImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values", "pixel_values_videos"]  # noqa: RUF012 - declared so by its base
 
-    def __init__(self, image_size: int = 224, video_size: int = 112, num_frames: int = 32, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        image_size: int = 224,
+        video_size: int = 112,
+        num_frames: int = 32,
+        stretched: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Sets the sizes.
 
         Args:
             image_size: S of images.
             video_size: S of frames.
             num_frames: T.
+            stretched: Whether a view shows the whole picture or clip, whatever its ratio, and not its middle.
             kwargs: Further fields that ``transformers`` writes into its files.
         """
         super().__init__(**kwargs)
         self.image_size, self.video_size, self.num_frames = image_size, video_size, num_frames
+        self.stretched = stretched
 
     def __call__(self, images: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         """See ``preprocess``."""
@@ -65,12 +77,17 @@ class OmniVLImageProcessor(BaseImageProcessor):
         """
         data: dict[str, Tensor] = {}
         if images is not None:
-            views = [picture_view(one, self.image_size)[0] for one in each_picture(images)]
+            size = self._size(self.image_size)
+            views = [picture_view(one, size)[0] for one in each_picture(images)]
             data["pixel_values"] = torch.stack(views)
         if videos is not None:
-            views = [clip_view(one, self.video_size, self.num_frames) for one in each_clip(videos)]
+            size = self._size(self.video_size)
+            views = [clip_view(one, size, self.num_frames) for one in each_clip(videos)]
             data["pixel_values_videos"] = torch.stack(views)
         return BatchFeature(data)
+
+    def _size(self, side: int) -> SizeOf:
+        return stretched_to(side) if self.stretched else side
 
 
 class OmniVLProcessor(ProcessorMixin):

@@ -146,7 +146,7 @@ class PictureSet:
             samples: With pictures or clips.
             media: ``image`` or ``video``.
             sizes: Of the model's inputs.
-            pictures: As for ``PictureSet``.
+            pictures: Files that are the pictures of a sample; see above.
         """
         return cls("", media, {}, sizes, len(samples), "media", _Listed(samples), pictures)
 
@@ -203,7 +203,7 @@ class PictureSet:
             raise _bad(error) from error
 
     def _view(self, sample: Sample, size: SizeOf) -> Tensor:
-        """The frames of a clip, a picture, or the pictures of a set, all of the size of the first."""
+        """The frames of a clip, a picture, or the pictures of a set: all squares, or all of the size of the first."""
         shown = [] if not self._members else members_as_samples(sample, self._members)
         if not shown:
             return evaluation_frames(sample, size, self.num_frames, LoaderConfig(), self._shot)
@@ -213,7 +213,8 @@ class PictureSet:
         first, *others = [one for one in shown if one is not None]
         views = [evaluation_frames(first, size, 1, LoaderConfig())]
         own = (views[0].shape[3], views[0].shape[2])
-        views += [evaluation_frames(one, lambda width, height: own, 1, LoaderConfig()) for one in others]
+        of_others: SizeOf = size if isinstance(size, int) else lambda width, height: own
+        views += [evaluation_frames(one, of_others, 1, LoaderConfig()) for one in others]
         return torch.cat(views)
 
     def view(self, index: int) -> Tensor:
@@ -241,17 +242,25 @@ class PictureSet:
         except BadSampleError as error:
             raise _bad(error) from error
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of a sample's whole picture in pixels, upright.
+
+        Raises:
+            DataError: The picture says no size.
+        """
+        sample = self.samples[index]
+        whole = still_size(sample, lambda width, height: (width, height))
+        if not isinstance(whole, tuple):
+            raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
+        return whole
+
     def placement(self, index: int) -> Placement:
         """Where the points of a sample's picture are in the view that the model sees.
 
         Raises:
             DataError: The picture says no size.
         """
-        sample, moves = self.samples[index], self.media == "video"
-        whole = still_size(sample, lambda width, height: (width, height))
-        if not isinstance(whole, tuple):
-            raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
-        return evaluation_placement(*whole, self.sizes.size_of_view(moves))
+        return evaluation_placement(*self.size(index), self.sizes.size_of_view(self.media == "video"))
 
     def thumbnail(self, index: int, size: int = 80) -> str:
         """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""

@@ -34,9 +34,9 @@ _PIECE = re.compile(r"\s*(?:[^\s\u2e80-\U0010ffff]+|\S)")
 class Choose(Objective):
     """Which of several options goes with the text and the picture? Each is scored in a fused row of its own.
 
-    The text of a row is the sample's text and the option, one behind the other; if that is longer than the model's
-    texts, its first words are left out, never the option's. A sample's field ``options`` holds its options, ``option``
-    the index of the right one.
+    The text of a row is the ``context``, the sample's text, what is ``given``, and the option, one behind the other; if
+    that is longer than the model's texts, its first words are left out, never the option's. A sample's field
+    ``options`` holds its options, ``option`` the index of the right one.
 
     Attributes:
         options: K, the options of a sample that a step scores: the right one, and others drawn anew in each step where
@@ -45,6 +45,8 @@ class Choose(Objective):
         field: Field with the options.
         index: Field with the index of the right one.
         context: Fields whose texts stand before the sample's text, such as ``[image_caption, history]``.
+        given: Fields whose texts stand between the sample's text and the option, such as the ``answer`` to the question
+            where options are reasons for it: the whole question is left out before its first word is.
         loss_kind: ``softmax`` chooses one; ``binary`` judges each option separately; ``relevance`` chooses with the
             softmax of the field ``relevance`` as targets, as dense fine-tuning on VisDial does.
 
@@ -59,6 +61,7 @@ class Choose(Objective):
     field: str = "options"
     index: str = "option"
     context: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     loss_kind: Literal["softmax", "binary", "relevance"] = "softmax"
 
     def __post_init__(self) -> None:
@@ -78,11 +81,16 @@ class Choose(Objective):
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
-        """Options, the index of the right one, and what stands before the text."""
+        """Options, the index of the right one, and what stands beside the text."""
         fields = {self.field: Field("text", most=self.most_options), self.index: Field("number")}
         if self.loss_kind == "relevance":
             fields[_RELEVANCE] = Field("number", most=self.most_options, as_many_as=self.field)
-        return fields | {name: Field("raw") for name in self.context}
+        return fields | {name: Field("raw") for name in self.beside}
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The fields whose texts stand beside the sample's text."""
+        return (*self.context, *self.given)
 
     @property
     def needs_whole_texts(self) -> bool:
@@ -100,7 +108,9 @@ class Choose(Objective):
         """One fused row per text; see ``texts``."""
         return Demands(joins={self.key: Join()}, reads=frozenset({"pooled"}))
 
-    def texts(self, text: str, options: Sequence[str], reader: TextReader, before: Sequence[object] = ()) -> list[str]:
+    def texts(
+        self, text: str, options: Sequence[str], reader: TextReader, fields: Mapping[str, object] | None = None
+    ) -> list[str]:
         """What the model reads for each option of a sample.
 
         An option is whole in its text, behind as many of the last words of what stands before it as fit. Only one that
@@ -110,9 +120,10 @@ class Choose(Objective):
             text: The sample's text.
             options: Its options.
             reader: What the texts are for.
-            before: The values of ``context``.
+            fields: Its other fields, of which ``context`` and ``given`` are read where they are there.
         """
-        begin = " ".join([*_words(before), text])
+        before, behind = ([(fields or {}).get(name) for name in names] for names in (self.context, self.given))
+        begin = " ".join([*_words(before), text, *_words(behind)])
         texts = [f"{begin} {option}" for option in options]
         long = [place for place, one in enumerate(texts) if not reader.fits(one)]
         for place, one in zip(long, _shortened(begin, [options[place] for place in long], reader), strict=True):
@@ -134,8 +145,8 @@ class Choose(Objective):
             assert isinstance(options, tuple), "options are a field with more than one value"
             others = [int(place) for place in order[row] if place < len(options) and place != right]
             chosen = sorted([right, *others[: self.options - 1]])  # in the sample's order, which tells nothing
-            before = [batch.fields[name][row] for name in self.context]
-            own = self.texts(batch.captions[row], [str(options[place]) for place in chosen], reader, before)
+            beside = {name: batch.fields[name][row] for name in self.beside}
+            own = self.texts(batch.captions[row], [str(options[place]) for place in chosen], reader, beside)
             texts.append(own + [""] * (self.options - len(own)))
             present[row, : len(own)] = True
             if self.loss_kind == "relevance":

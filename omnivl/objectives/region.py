@@ -11,20 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import CLEAN, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, replica_mean
+from omnivl.chain.objective import Heads, ObjectiveLoss, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import DataKind
 from omnivl.data.fields import Field
-from omnivl.parts.linear import Linear
-
-Patches = Literal["visual", "fused_visual"]
+from omnivl.objectives.patches import PatchObjective, PatchScores
 
 
 @dataclass(frozen=True)
-class Region(Objective):
+class Region(PatchObjective):
     """Which of several regions of the image is what the text speaks of?
 
     A region's features are the mean of those of the patches that its box covers, weighted by how much of each it
@@ -36,9 +32,6 @@ class Region(Objective):
         most_regions: K, the largest number of regions that a sample may have.
         field: Field with the regions' boxes.
         index: Field with the index of the right one.
-        patches: ``visual`` reads the image's own patches; ``fused_visual`` those of the fused row, in architectures
-            that have them.
-        inner_size: P.
 
     Source: Chen et al., UNITER, arXiv 1909.11740, section 4: a softmax over the regions of an image.
     Differs: UNITER's regions are inputs of the transformer and come from a detector.
@@ -48,8 +41,6 @@ class Region(Objective):
     most_regions: int = 8
     field: str = "candidates"
     index: str = "target"
-    patches: Patches = "visual"
-    inner_size: int = 128
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -59,24 +50,15 @@ class Region(Objective):
         """
         super().__post_init__()
         self.require(self.most_regions >= 2, "most_regions", "at least 2")
-        self.require(self.inner_size >= 1, "inner_size", "at least 1")
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
         """Boxes, and the index of the right one."""
         return {self.field: Field("boxes", most=self.most_regions), self.index: Field("number")}
 
-    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One fused row per sample."""
-        return self.asks(kind, batch_size) if kind == "image_text" else None
-
-    def asks(self, kind: DataKind, batch_size: int) -> Demands:
-        """One fused row per text."""
-        return Demands(joins={self.key: Join()}, reads=frozenset({"pooled", self.patches}))
-
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """Projections of a pooled fused row and of patches."""
-        return PatchScores(sizes.pooled, patch_width(sizes, self.patches), self.inner_size)
+        return PatchScores(sizes.pooled, self.patch_width(sizes), self.inner_size)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The samples whose right region is in view."""
@@ -94,7 +76,7 @@ class Region(Objective):
             right = ((scores.argmax(1) == targets) & shown).sum() / count.clamp(min=1)
         return ObjectiveLoss(loss, {"accuracy": right})
 
-    def scores(self, state: State, head: "PatchScores", boxes: Tensor, present: Tensor) -> Tensor:
+    def scores(self, state: State, head: PatchScores, boxes: Tensor, present: Tensor) -> Tensor:
         """Scores of regions.
 
         Args:
@@ -106,7 +88,7 @@ class Region(Objective):
         Returns:
             fp32 ``[R, K]``, very low where there is no region.
         """
-        query, keys = head(state.pooled(self.key), patches_of(state, self.key, self.patches))
+        query, keys = head(state.pooled(self.key), self.patches_of(state))
         side = round(keys.shape[1] ** 0.5)
         covered = coverage(boxes, side, side).flatten(2)
         mean = covered / covered.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
@@ -116,7 +98,7 @@ class Region(Objective):
     def predict(self, state: State, heads: Heads) -> Tensor:
         """The score of each patch of the image, fp32 ``[R, N]``, whose mean over a box is the region's score."""
         assert isinstance(heads.own, PatchScores)
-        query, keys = heads.own(state.pooled(self.key), patches_of(state, self.key, self.patches))
+        query, keys = heads.own(state.pooled(self.key), self.patches_of(state))
         scores: Tensor = torch.einsum("rp,rnp->rn", query, keys) / heads.own.inner_size**0.5
         return scores
 
@@ -124,33 +106,6 @@ class Region(Objective):
         """Whether the right region is in view, bool ``[B]``."""
         present, targets = state[f"field/{self.field}/present"], state[f"field/{self.index}"].long()
         return present.gather(1, targets[:, None])[:, 0]
-
-
-class PatchScores(nn.Module):
-    """Projects a fused row and the patches of its image into a common space."""
-
-    def __init__(self, row_size: int, patch_size: int, inner_size: int) -> None:
-        super().__init__()
-        self.inner_size = inner_size
-        self.query, self.key = Linear(row_size, inner_size), Linear(patch_size, inner_size)
-
-    def forward(self, pooled: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """fp32 ``[R, P]`` and ``[R, N, P]`` from ``[R, D]`` and ``[R, N, D']``."""
-        return self.query(pooled).float(), self.key(patches).float()
-
-
-def patch_width(sizes: HeadSizes, patches: Patches) -> int:
-    """Width of the patches that an objective reads."""
-    return sizes.widths["visual" if patches == "visual" else "fused"]
-
-
-def patches_of(state: State, key: str, patches: Patches) -> Tensor:
-    """The patches of the image of each fused row of an objective, ``[R, N, D]``, row by row without class token."""
-    if patches == "fused_visual":
-        return state.rows("fused_visual", key)[:, 1:]
-    every = state.rows("visual", CLEAN)[:, 1:]
-    rows = state.get("join/rows")
-    return every if rows is None else every.index_select(0, rows)
 
 
 def coverage(boxes: Tensor, rows: int, columns: int) -> Tensor:

@@ -11,21 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, replica_mean
+from omnivl.chain.objective import Heads, ObjectiveLoss, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import DataKind
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
-from omnivl.objectives.region import Patches, PatchScores, patch_width, patches_of
+from omnivl.objectives.patches import PatchObjective, PatchScores
 from omnivl.parts.linear import LayerNorm, Linear
 
 
 @dataclass(frozen=True)
-class Segment(Objective):
+class Segment(PatchObjective):
     """Which pixels of the image are what the text speaks of?
 
     Each patch gives a score for each of its pixels, from the product of its features with the fused row as a whole,
@@ -35,9 +33,6 @@ class Segment(Objective):
     Attributes:
         field: Field with the mask.
         dice_weight: Factor of 1 - Dice coefficient beside the mean binary cross-entropy of the pixels.
-        patches: ``visual`` reads the image's own patches; ``fused_visual`` those of the fused row, in architectures
-            that have them.
-        inner_size: P.
 
     Source: Milletari et al., V-Net, arXiv 1606.04797, section 3, for the Dice loss; one linear map from a patch to its
         pixels as in Strudel et al., Segmenter, arXiv 2105.05633, section 3.2.
@@ -46,8 +41,6 @@ class Segment(Objective):
     kind: Literal["segment"] = "segment"
     field: str = "mask"
     dice_weight: float = 1.0
-    patches: Patches = "visual"
-    inner_size: int = 128
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -57,7 +50,6 @@ class Segment(Objective):
         """
         super().__post_init__()
         self.require(self.dice_weight >= 0.0, "dice_weight", "at least 0")
-        self.require(self.inner_size >= 1, "inner_size", "at least 1")
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
@@ -73,17 +65,9 @@ class Segment(Objective):
     def _present(self) -> str:
         return f"field/{self.field}/present"
 
-    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One fused row per sample."""
-        return self.asks(kind, batch_size) if kind == "image_text" else None
-
-    def asks(self, kind: DataKind, batch_size: int) -> Demands:
-        """One fused row per text."""
-        return Demands(joins={self.key: Join()}, reads=frozenset({"pooled", self.patches}))
-
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """Scores of pixels from a pooled fused row and patches."""
-        return MaskHead(sizes.pooled, patch_width(sizes, self.patches), self.inner_size, sizes.patch_size)
+        return MaskHead(sizes.pooled, self.patch_width(sizes), self.inner_size, sizes.patch_size)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The masks that show something."""
@@ -110,7 +94,7 @@ class Segment(Objective):
     def predict(self, state: State, heads: Heads) -> Tensor:
         """The score of each pixel, fp32 ``[R, S, S]``: above 0 it belongs to what the text speaks of."""
         assert isinstance(heads.own, MaskHead)
-        scores: Tensor = heads.own(state.pooled(self.key), patches_of(state, self.key, self.patches))
+        scores: Tensor = heads.own(state.pooled(self.key), self.patches_of(state))
         return scores
 
 

@@ -54,7 +54,8 @@ def attention_weights(q: Tensor, k: Tensor, num_heads: int, mask: Tensor | None 
     scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
-    return scores.softmax(dim=-1).mean(dim=1)
+    weights: Tensor = scores.softmax(dim=-1).mean(dim=1)
+    return weights
 
 
 def attends(block: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
 from omnivl.tasks.few_shot import FewShotTask
 from omnivl.tasks.gqa import GQATask
+from omnivl.tasks.grounded_captions import GroundedCaptionsTask
 from omnivl.tasks.grounding import GroundingTask, SegmentationTask
 from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
@@ -31,7 +32,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
     | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
-    | (SegmentationTask | SentimentTask | FewShotTask),
+    | (SegmentationTask | SentimentTask | FewShotTask | GroundedCaptionsTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -47,6 +48,7 @@ __all__ = [
     "GQATask",
     "Gallery",
     "GalleryRow",
+    "GroundedCaptionsTask",
     "GroundingTask",
     "Head",
     "Lack",

@@ -19,7 +19,7 @@ from omnivl.tasks.classification import commonest
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Score, mean_score
-from omnivl.tasks.sample_fields import text_of, texts_of
+from omnivl.tasks.sample_fields import picture_of, text_of, texts_of
 from omnivl.tasks.scorers.gqa import (
     Choices,
     GQAQuestion,
@@ -103,7 +103,7 @@ class GQATask(PredictingTask):
     def _scores(
         self, pictures: PictureSet, questions: Mapping[str, GQAQuestion], predicted: Mapping[str, str]
     ) -> list[Score]:
-        shown = {number: one.identity or one.key for number, one in zip(questions, pictures.samples, strict=True)}
+        shown = {number: picture_of(one) for number, one in zip(questions, pictures.samples, strict=True)}
         right = is_right(questions, predicted)
         if not right:
             raise DataError(f"task {self.name}: no question is balanced, over which GQA's figures are; see `where`")

@@ -25,7 +25,7 @@ from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.sample_fields import box_of, places_by
-from omnivl.tasks.scorers.boxes import iou
+from omnivl.tasks.scorers.boxes import iou, is_right
 from omnivl.tasks.scorers.masks import THRESHOLDS, ious, mask_scores, overlap
 
 Boxes = NDArray[np.float64]
@@ -87,8 +87,7 @@ class GroundingTask(PredictingTask):
     ) -> Judged:
         """See ``PredictingTask``; each has its ``iou``, and is right with 0.5 or more."""
         wanted, found = np.array(truth), np.array([one["box"] for one in predicted])
-        each = iou(found, wanted)
-        hits = each >= 0.5
+        each, hits = iou(found, wanted), is_right(found, wanted)
         scores = [
             mean_score(self.name, "accuracy at IoU 0.5", hits, chance=self._chance(pictures, wanted)),
             mean_score(self.name, "mean IoU", each),
@@ -152,7 +151,7 @@ class GroundingTask(PredictingTask):
             boxes = self._candidates(pictures, place)
             if boxes is None:
                 return None
-            hits.append(float((iou(boxes, wanted[place]) >= 0.5).mean()))
+            hits.append(float(is_right(boxes, wanted[place]).mean()))
         return sum(hits) / len(hits)
 
 

@@ -1,6 +1,6 @@
 """Choice among each sample's own options: answers and reasons (VCR), turns of a dialogue (VisDial)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from moe.ranges import Range
-from omnivl.data.sources.base import Sample
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.patch_attention import PatchAttention, patch_attention
@@ -37,8 +36,12 @@ class OptionsTask(PredictingTask):
         objective: Key of the objective that chooses; its options name the fields.
         source: As for every task; ``scenes`` has generated samples of many tasks.
         reasons: Key of a second objective that chooses among reasons, as VCR's rationales; null for none.
-        answer: Field that the second objective reads in its ``context``, if any: the text of the answer that a reason
-            is for. It is the right one in scores, and each option in turn in predictions.
+        answer: Field among what is ``given`` to the second objective, or in its ``context``, if any: the text of the
+            answer that a reason is for. It is the right one in scores, and each option in turn in predictions.
+
+    Source: Zellers et al., VCR, arXiv 1811.10830, section 6, and models/eval_q2ar.py of github.com/rowanz/r2c; for
+        dialogues ``omnivl.tasks.scorers.dialogue``.
+    Differs: of options with equal scores none is right, where VCR's program takes the first.
     """
 
     reads: ClassVar[Reads] = "media"
@@ -76,21 +79,20 @@ class OptionsTask(PredictingTask):
         Raises:
             DataError: A sample lacks options, or samples have different numbers of them.
         """
-        scores = self._scores(self.objective, pictures, encoder)
+        options = _options(self.objective, pictures, encoder)
+        scores = _scores(self.objective, pictures, options, encoder)
         found: list[dict[str, Any]] = [{"option": int(one.argmax()), "scores": one} for one in scores]
         if self.reasons is not None and self.predictions:
-            given = [self._options(self.objective, sample, encoder) for sample in pictures.samples]
-            for line, reasons in zip(found, self._reasons(self.reasons, pictures, given, encoder), strict=True):
+            for line, reasons in zip(found, self._reasons(self.reasons, pictures, options, encoder), strict=True):
                 line |= {"reason": int(reasons[line["option"]].argmax()), "reason_scores": reasons}
         return found
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[dict[str, int]]:
         """See ``PredictingTask``: the indices of the right ``option``, and with ``reasons`` of the right ``reason``."""
-        found = []
-        for sample in pictures.samples:
-            found.append({"option": self._right(self.objective, sample, encoder)})
-            if self.reasons is not None:
-                found[-1]["reason"] = self._right(self.reasons, sample, encoder)
+        found = [{"option": place} for place in _right(self.objective, pictures, encoder)]
+        if self.reasons is not None:
+            for line, place in zip(found, _right(self.reasons, pictures, encoder), strict=True):
+                line["reason"] = place
         return found
 
     def judge(
@@ -100,6 +102,7 @@ class OptionsTask(PredictingTask):
 
         Ties count against the model: an option that is chosen with the score of another one is not right.
         """
+        options = _options(self.objective, pictures, encoder)
         scores, right = np.stack([one["scores"] for one in predicted]), [one["option"] for one in truth]
         ranks, count = answer_ranks(scores, right), scores.shape[1]
         hits = ranks == 1
@@ -118,7 +121,8 @@ class OptionsTask(PredictingTask):
             found.append(mean_score(self.name, "NDCG", ndcg(scores[dense], relevance)))
         each: list[dict[str, Any]] = [{"rank": rank, "right": rank == 1} for rank in ranks.tolist()]
         if self.reasons is not None:
-            explained = self._explained(self.reasons, pictures, predicted, truth, encoder)
+            answers = [own[place] for own, place in zip(options, right, strict=True)]
+            explained = self._explained(self.reasons, pictures, predicted, truth, answers, encoder)
             found += [
                 mean_score(self.name, "reason given the right answer", explained[0], chance=1 / explained[1]),
                 mean_score(self.name, "both", hits & explained[0]),
@@ -131,7 +135,7 @@ class OptionsTask(PredictingTask):
         self, pictures: PictureSet, place: int, found: Line, truth: dict[str, int], own: Line, encoder: Encoder
     ) -> Told:
         """See ``PredictingTask``: the texts of the options, and with ``reasons`` what was said of the reason."""
-        options = self._options(self.objective, pictures.samples[place], encoder)
+        (options,) = _options(self.objective, pictures.chosen([place]), encoder)
         scores = torch.from_numpy(found["scores"])[None]
         share = float(_chooses(self.objective, encoder).probabilities(scores)[0, found["option"]])
         parts = [f"{likely(share)} among {len(options)} options", f"rank of the right one {own['rank']}"]
@@ -144,40 +148,14 @@ class OptionsTask(PredictingTask):
     ) -> PatchAttention | None:
         """See ``PredictingTask``: of the text with the chosen option."""
         objective, chosen, texts = _chooses(self.objective, encoder), pictures.chosen(places), []
-        for place, sample, caption in zip(places, chosen.samples, chosen.captions, strict=True):
-            option = self._options(self.objective, sample, encoder)[predicted[place]["option"]]
-            before = [sample.meta.get(name) for name in objective.context]
-            texts += objective.texts(caption, [option], encoder.reader, before)
+        options = _options(self.objective, chosen, encoder)
+        for place, sample, caption, own in zip(places, chosen.samples, chosen.captions, options, strict=True):
+            texts += objective.texts(caption, [own[predicted[place]["option"]]], encoder.reader, sample.meta)
         return patch_attention(encoder, self.objective, chosen, texts)
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a text; what else it needs depends on the objective."""
         _ = pictures.captions
-
-    def _options(self, key: str, sample: Sample, encoder: Encoder) -> list[str]:
-        """The options of a sample among which an objective chooses."""
-        return texts_of(sample, _chooses(key, encoder).field)
-
-    def _right(self, key: str, sample: Sample, encoder: Encoder) -> int:
-        """The index of the right one of them."""
-        return place_of(sample, _chooses(key, encoder).index, self._options(key, sample, encoder))
-
-    def _scores(
-        self, key: str, pictures: PictureSet, encoder: Encoder, answers: Sequence[str] | None = None
-    ) -> NDArray[np.float64]:
-        """Scores of the options of each sample ``[N, K]``; given an answer of each instead of the sample's own."""
-        objective = _chooses(key, encoder)
-        texts: list[str] = []
-        count = len(self._options(key, pictures.samples[0], encoder))
-        for place, (sample, caption) in enumerate(zip(pictures.samples, pictures.captions, strict=True)):
-            options = self._options(key, sample, encoder)
-            if len(options) != count:
-                raise DataError(f"{sample.where} has {len(options)} options; allowed: {count}, as the first sample has")
-            meta = sample.meta if answers is None else {**sample.meta, self.answer: answers[place]}
-            before = [meta.get(name) for name in objective.context]
-            texts += objective.texts(caption, options, encoder.reader, before)
-        candidates = torch.arange(len(texts)).view(len(pictures), count)
-        return encoder.predict(key, pictures, texts, candidates).double().numpy()
 
     def _reasons(
         self, key: str, pictures: PictureSet, given: Sequence[Sequence[str]], encoder: Encoder
@@ -193,10 +171,11 @@ class OptionsTask(PredictingTask):
         Returns:
             ``[N, A, K]``; the same for all answers where the objective does not read them.
         """
-        columns = [*zip(*given, strict=True)]
-        if self.answer not in _chooses(key, encoder).context:
-            return np.stack([self._scores(key, pictures, encoder)] * len(columns), axis=1)
-        return np.stack([self._scores(key, pictures, encoder, column) for column in columns], axis=1)
+        reasons, columns = _options(key, pictures, encoder), [*zip(*given, strict=True)]
+        if self.answer not in _chooses(key, encoder).beside:
+            return np.stack([_scores(key, pictures, reasons, encoder)] * len(columns), axis=1)
+        answers = ([{self.answer: answer} for answer in column] for column in columns)
+        return np.stack([_scores(key, pictures, reasons, encoder, column) for column in answers], axis=1)
 
     def _explained(
         self,
@@ -204,16 +183,14 @@ class OptionsTask(PredictingTask):
         pictures: PictureSet,
         predicted: Sequence[Line],
         truth: Sequence[dict[str, int]],
+        answers: Sequence[str],
         encoder: Encoder,
     ) -> tuple[NDArray[np.bool_], int]:
-        """Whether the right reason for the right answer is found, ``[N]``, and among how many."""
-        right = [one["option"] for one in truth]
+        """Whether the right reason for each of the right answers is found, ``[N]``, and among how many."""
         if self.predictions:
-            scores = np.stack([one["reason_scores"][own] for one, own in zip(predicted, right, strict=True)])
+            scores = np.stack([one["reason_scores"][own["option"]] for one, own in zip(predicted, truth, strict=True)])
         else:
-            own_options = (self._options(self.objective, sample, encoder) for sample in pictures.samples)
-            given = [[options[own]] for options, own in zip(own_options, right, strict=True)]
-            scores = self._reasons(key, pictures, given, encoder)[:, 0]
+            scores = self._reasons(key, pictures, [[answer] for answer in answers], encoder)[:, 0]
         return answer_ranks(scores, [one["reason"] for one in truth]) == 1, scores.shape[1]
 
 
@@ -222,3 +199,48 @@ def _chooses(key: str, encoder: Encoder) -> Choose:
     objective = encoder.chain.objectives[key]
     assert isinstance(objective, Choose), "as needs says"
     return objective
+
+
+def _options(key: str, pictures: PictureSet, encoder: Encoder) -> list[list[str]]:
+    """The options of each sample among which an objective chooses, equally many.
+
+    Raises:
+        DataError: A sample lacks options, or has another number of them than the first.
+    """
+    field = _chooses(key, encoder).field
+    found = [texts_of(sample, field) for sample in pictures.samples]
+    count = len(found[0])
+    for sample, own in zip(pictures.samples, found, strict=True):
+        if len(own) != count:
+            raise DataError(f"{sample.where} has {len(own)} options; allowed: {count}, as the first sample has")
+    return found
+
+
+def _right(key: str, pictures: PictureSet, encoder: Encoder) -> list[int]:
+    """The index of the right one of the options of each sample."""
+    index, options = _chooses(key, encoder).index, _options(key, pictures, encoder)
+    return [place_of(sample, index, own) for sample, own in zip(pictures.samples, options, strict=True)]
+
+
+def _scores(
+    key: str,
+    pictures: PictureSet,
+    options: Sequence[Sequence[str]],
+    encoder: Encoder,
+    instead: Sequence[Mapping[str, object]] | None = None,
+) -> NDArray[np.float64]:
+    """Scores of the options of each sample ``[N, K]``.
+
+    Args:
+        key: Of the objective.
+        pictures: N samples.
+        options: K of each, from ``_options``.
+        encoder: The trained stage.
+        instead: Fields that each sample is taken to have instead of its own.
+    """
+    objective, texts = _chooses(key, encoder), list[str]()
+    for place, (sample, caption) in enumerate(zip(pictures.samples, pictures.captions, strict=True)):
+        fields = {**sample.meta, **(instead[place] if instead is not None else {})}
+        texts += objective.texts(caption, options[place], encoder.reader, fields)
+    candidates = torch.arange(len(texts)).view(len(pictures), -1)
+    return encoder.predict(key, pictures, texts, candidates).double().numpy()

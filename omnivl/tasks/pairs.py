@@ -5,7 +5,9 @@ Shapes: N pictures, P pairs.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from omnivl.inference.encoder import Encoder
@@ -39,3 +41,25 @@ def predict_pairs(
     repeated = pictures.chosen(torch.arange(len(pictures)).repeat_interleave(rows).tolist())
     found = encoder.predict(objective, repeated, texts, table)[row, column]
     return torch.empty_like(found).index_copy_(0, order, found)
+
+
+def located(
+    encoder: Encoder, objective: str, pictures: PictureSet, texts: Sequence[Sequence[str]]
+) -> list[NDArray[np.float64]]:
+    """The boxes of what the texts of each picture speak of, each ``[its texts, 4]``, maybe none.
+
+    Left, top, right, bottom as fractions of the whole picture, of which the model's view may be a part.
+
+    Args:
+        encoder: A stage with the head.
+        objective: Key of an objective of kind ``locate``.
+        pictures: N pictures.
+        texts: The texts of each.
+    """
+    flat = [text for own in texts for text in own]
+    if not flat:
+        return [np.empty((0, 4))] * len(texts)
+    shown = torch.tensor([place for place, own in enumerate(texts) for _ in own])
+    found = predict_pairs(encoder, objective, pictures, flat, shown, torch.arange(len(flat))).double()
+    parts = torch.split(found, [len(own) for own in texts])
+    return [pictures.placement(place).inverse().boxes(part.numpy())[0] for place, part in enumerate(parts)]

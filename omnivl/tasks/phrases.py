@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moe.ranges import Range
@@ -17,10 +16,10 @@ from omnivl.objectives.locate import Locate
 from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.examples import Told, example_gallery
 from omnivl.tasks.needs import Chooses, Need
-from omnivl.tasks.pairs import predict_pairs
+from omnivl.tasks.pairs import located
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Gallery, evenly, mean_score
-from omnivl.tasks.sample_fields import phrases_of, texts_of
+from omnivl.tasks.sample_fields import phrases_of, picture_of, texts_of
 from omnivl.tasks.scorers.boxes import iou, phrase_ranks
 
 Boxes = NDArray[np.float64]
@@ -80,14 +79,7 @@ class PhrasesTask(PredictingTask):
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
         """See ``PredictingTask``: ``boxes [P, 4]`` in the whole picture, one for each of the sample's phrases."""
         texts = [texts_of(sample, self.phrases, least=0) for sample in pictures.samples]
-        shown = torch.tensor([place for place, own in enumerate(texts) for _ in own])
-        flat = [text for own in texts for text in own]
-        found = predict_pairs(encoder, self.objective, pictures, flat, shown, torch.arange(len(flat)))
-        parts = torch.split(found, [len(own) for own in texts])
-        return [
-            {"boxes": pictures.placement(place).inverse().boxes(part.double().numpy())[0]}  # not in the model's view
-            for place, part in enumerate(parts)
-        ]
+        return [{"boxes": boxes} for boxes in located(encoder, self.objective, pictures, texts)]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[list[list[float]]]]:
         """See ``PredictingTask``: the boxes of each phrase of each sample, none where it has none.
@@ -105,7 +97,7 @@ class PhrasesTask(PredictingTask):
         phrases = self._phrases(pictures)
         found = _found(phrases, predicted)
         hits, merged = (phrase_ranks(found, [one.boxes for one in phrases], merge) <= 1 for merge in (False, True))
-        owners = [pictures.samples[one.place].identity or pictures.samples[one.place].key for one in phrases]
+        owners = [picture_of(pictures.samples[one.place]) for one in phrases]
         scores = (
             mean_score(self.name, "any-box R@1", hits, clusters=owners),
             mean_score(self.name, "merged-box R@1", merged, clusters=owners),

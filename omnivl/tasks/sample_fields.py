@@ -7,6 +7,14 @@ from typing import Any
 from omnivl.data.sources.base import Sample
 from omnivl.errors import DataError
 
+Phrase = tuple[str, list[list[float]]]
+"""A text, and the boxes of what it names: left, top, right, bottom as fractions."""
+
+
+def picture_of(sample: Sample) -> str:
+    """What the samples of one picture share: its identity, or of a sample without one its key."""
+    return str(sample.identity or sample.key)
+
 
 def text_of(sample: Sample, name: str) -> str:
     """A text.
@@ -62,7 +70,7 @@ def box_of(sample: Sample, name: str) -> list[float]:
     return [float(one) for one in found]
 
 
-def phrases_of(sample: Sample, name: str, boxes: str) -> list[tuple[str, list[list[float]]]]:
+def phrases_of(sample: Sample, name: str, boxes: str) -> list[Phrase]:
     """Phrases, maybe none, each with its boxes, maybe none.
 
     Args:

@@ -37,7 +37,7 @@ stages:
     objectives:
       - {{kind: vqa, answers: ["true", "false"]}}
       - choose
-      - {{kind: choose, name: why, field: rationales, index: rationale, context: [answer]}}
+      - {{kind: choose, name: why, field: rationales, index: rationale, given: [answer]}}
       - {{kind: choose, name: turn, most_options: 10, context: [image_caption, history]}}
       - lm
       - {{kind: univlc, queue_size: 8}}
@@ -130,7 +130,7 @@ def test_choices_of_test_sets(folder: Path, tmp_path: Path) -> None:
         for group in ("answer", *(f"rationale_conditioned_on_a{answer}" for answer in range(4))):
             assert sum(float(row[f"{group}_{place}"]) for place in range(4)) == pytest.approx(1)
         given = {tuple(row[f"rationale_conditioned_on_a{answer}_{place}"] for place in range(4)) for answer in range(4)}
-        assert len(given) == 4, "a reason's score depends on the answer"
+        assert len(given) > 1, "a reason's score depends on the answer"
     run(
         "predict",
         folder,

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.batch import is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources.base import Rejection, Sample
 from omnivl.data.sources.emoji import open_emoji
+from omnivl.data.sources.generated import PARTS, check_kind, chosen, drawings_of
 from omnivl.data.sources.motion_poses import MIN_FRAMES, MOTION_CLASSES, ORDER, Poses, draw_poses
 from omnivl.data.sources.motion_sprites import (
     BACKGROUNDS,
@@ -29,8 +29,6 @@ from omnivl.errors import DataError
 from omnivl.randomness import generator
 
 DEFAULT_LENGTH = 100_000
-PARTS = ("train", "val", "test")
-PART_FIELD = "part"
 _MAX_SPRITES = 1024  # kept decoded, 38 KB each
 _MAX_ATTEMPTS = 100
 
@@ -63,19 +61,13 @@ class MotionSource:
         Raises:
             DataError: The kind is an image, ``where`` leaves no drawing, or there are too few frames to show a motion.
         """
-        if not is_video(config.kind):
-            raise DataError(
-                f"data source 'motion': kind is {config.kind!r}; allowed: 'video_text', 'video_label', 'video', since "
-                f"one frame shows no motion"
-            )
+        check_kind(config, of=", since one frame shows no motion")
         if num_frames < MIN_FRAMES:
             raise DataError(f"data source 'motion': num_frames is {num_frames}; allowed: {MIN_FRAMES} or more")
-        parts = config.where.get(PART_FIELD, (PARTS[0],))
-        if len(parts) != 1 or parts[0] not in PARTS:
-            raise DataError(f"data source 'motion': where.part is {list(parts)}; allowed: one of {', '.join(PARTS)}")
-        where = {name: values for name, values in config.where.items() if name != PART_FIELD}
+        (self._part,) = chosen(config, "part", PARTS, PARTS[:1])
+        where = drawings_of(config, ("part",))
         self._drawings = open_emoji(DataEntryConfig(source="emoji", kind="image_text", where=where))
-        self._part, self._seed = parts[0], seed
+        self._seed = seed
         self._num_frames, self._size, self._length = num_frames, size, length
         self._sprites: OrderedDict[int, Sprite] = OrderedDict()
 

@@ -20,12 +20,12 @@ import numpy as np
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources.base import Rejection, Sample
 from omnivl.data.sources.emoji import open_emoji
+from omnivl.data.sources.generated import PARTS, check_kind, chosen, drawings_of
 from omnivl.data.text import may_flip
 from omnivl.errors import DataError
 from omnivl.randomness import generator, stable_hash
 
 DEFAULT_LENGTH = 100_000
-PARTS = ("train", "val", "test")
 ANNOTATORS = 10
 """People who are thought to have answered each question, as in VQA."""
 
@@ -35,7 +35,6 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "category": ("which category is this?", "what category does it belong to?"),
     "check": ("is this {name}?", "does it show {name}?"),
 }
-_OPTIONS: Mapping[str, tuple[str, ...]] = {"part": PARTS, "question_type": tuple(TEMPLATES)}
 _MAX_ATTEMPTS = 100
 
 
@@ -61,21 +60,12 @@ class QuestionSource:
         Raises:
             DataError: The kind is another one, or ``where`` leaves no drawing or names an unknown part or type.
         """
-        if config.kind != "image_text":
-            raise DataError(f"data source 'questions': kind is {config.kind!r}; allowed: 'image_text'; change it")
-        for option, allowed in _OPTIONS.items():
-            wrong = [value for value in config.where.get(option, ()) if value not in allowed]
-            if wrong:
-                raise DataError(
-                    f"data source 'questions': where.{option} is {wrong[0]!r}; allowed: {', '.join(allowed)}; change it"
-                )
-        parts = config.where.get("part", PARTS[:1])
-        if len(parts) != 1:
-            raise DataError(f"data source 'questions': where.part is {list(parts)}; allowed: one of {', '.join(PARTS)}")
-        where = {name: values for name, values in config.where.items() if name not in _OPTIONS}
+        check_kind(config)
+        (self._part,) = chosen(config, "part", PARTS, PARTS[:1])
+        self._types = chosen(config, "question_type", tuple(TEMPLATES), tuple(TEMPLATES), several=True)
+        where = drawings_of(config, ("part", "question_type"))
         self._drawings = open_emoji(DataEntryConfig(source="emoji", kind="image_text", where=where))
-        self._types = tuple(config.where.get("question_type", tuple(TEMPLATES)))
-        self._part, self._seed, self._length = parts[0], seed, length
+        self._seed, self._length = seed, length
 
     @property
     def classes(self) -> tuple[str, ...]:

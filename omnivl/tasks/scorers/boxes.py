@@ -54,7 +54,7 @@ def is_right(
 
     Args:
         predicted: ``[N, 4]``.
-        truth: ``[N, 4]``.
+        truth: ``[N, 4]``, or ``[4]``.
         threshold: See above.
         inclusive: See ``iou``.
 

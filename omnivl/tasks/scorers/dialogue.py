@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.errors import DataError
-from omnivl.tasks.scorers.recall import PLACES, Relevance, Ties, ranks_of, recall_at
+from omnivl.tasks.scorers.recall import Relevance, Ties, ranks_of
 
 
 def answer_ranks(
@@ -33,12 +33,6 @@ def answer_ranks(
     """
     relevance = Relevance(tuple((int(one),) for one in option), scores.shape[1])
     return ranks_of(lambda part: scores[part], relevance, ties)
-
-
-def rank_scores(ranks: NDArray[Any]) -> dict[str, float]:
-    """``MRR``, ``R@1``, ``R@5``, ``R@10`` and ``mean rank`` (lower is better) of ranks ``[N]``."""
-    recalls = {f"R@{k}": recall_at(ranks, k) for k in PLACES}
-    return {"MRR": float(np.mean(1 / ranks)), **recalls, "mean rank": float(np.mean(ranks))}
 
 
 def ndcg(scores: NDArray[Any], relevance: NDArray[Any]) -> NDArray[np.float64]:

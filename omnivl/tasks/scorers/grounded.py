@@ -90,6 +90,15 @@ def grounded_scores(
     return found
 
 
+def placed(sentence: GroundedReference, caption: GroundedCaption, threshold: float = 0.5) -> list[tuple[str, bool]]:
+    """Of each object of a caption that the sentence has a box of, its class and whether its box is right."""
+    return [
+        (name, _same(box, sentence.boxes[sentence.classes.index(name)], threshold))
+        for name, box in zip(caption.classes, caption.boxes, strict=True)
+        if name in sentence.classes
+    ]
+
+
 def _precisions(
     references: References, written: Written, lemmas: Mapping[str, str], threshold: float, invented: bool
 ) -> Hits:
@@ -99,11 +108,10 @@ def _precisions(
         if image not in written:
             continue
         for sentence in sentences:
-            for name, box in zip(written[image].classes, written[image].boxes, strict=True):
-                if name in sentence.classes:
-                    right = sentence.boxes[sentence.classes.index(name)]
-                    hits[name].append(_same(box, right, threshold))
-                elif invented and lemmas.get(name, name) not in sentence.unboxed:
+            for name, right in placed(sentence, written[image], threshold):
+                hits[name].append(right)
+            for name in written[image].classes if invented else ():
+                if name not in sentence.classes and lemmas.get(name, name) not in sentence.unboxed:
                     hits[name].append(False)
     return hits
 

@@ -1,4 +1,4 @@
-"""NLVR2: accuracy, and consistency over the pairs of pictures of one sentence.
+"""NLVR2: consistency over the pairs of pictures of one sentence.
 
 Source: Suhr et al., arXiv 1811.00491, section 5; nlvr2/eval/metrics.py of github.com/lil-lab/nlvr.
 """
@@ -6,11 +6,6 @@ Source: Suhr et al., arXiv 1811.00491, section 5; nlvr2/eval/metrics.py of githu
 from collections.abc import Sequence
 
 from omnivl.errors import DataError
-
-
-def is_right(predicted: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """Whether each answer (``true``, ``false``) is right, whatever its case; accuracy is the mean."""
-    return [one.lower() == truth.lower() for one, truth in zip(predicted, answers, strict=True)]
 
 
 def sentence_of(identifier: str) -> str:

@@ -1,5 +1,6 @@
 """The command line as a whole: help with examples that hold, completion, errors with and without tracebacks."""
 
+import contextlib
 import importlib.metadata
 import os
 import shlex
@@ -11,11 +12,12 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from mutated_commands import findings
+from mutated_commands import FOUND, LINES, findings, findings_of, prepare, run_line
 from typer.testing import CliRunner
 
 from engine.watch.failure import DEBUG
 from launcher import cli
+from omnivl.data.convert.forms import FORMS
 from omnivl.errors import UserError
 
 
@@ -161,7 +163,26 @@ def test_mutated_command_lines_work_or_are_refused_by_name(seed: int, count: int
     assert list(findings(range(count), tmp_path / "here", seed)) == []
 
 
-@pytest.mark.parametrize(("seed", "number"), [(0, 17), (0, 75), (0, 376)])
-def test_command_lines_that_once_went_wrong(seed: int, number: int, tmp_path: Path) -> None:
+def test_the_line_of_every_converter_works(tmp_path: Path) -> None:
+    """Before it is mutated, so that mutations come as far as its options."""
     (tmp_path / "here").mkdir()
-    assert list(findings(range(number, number + 1), tmp_path / "here", seed)) == []
+    prepare(tmp_path / "here")
+    forms = {reader.form for reader in FORMS}
+    lines = [line for line in LINES if line[1] == "convert" and line[2] in forms]
+    assert len(lines) == len(forms)
+    with contextlib.chdir(tmp_path / "here"):
+        assert [line for line in lines if run_line(line)[0] != 0] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("sweep", "report", "sweep.yaml", "--folder", "\u0663", "--out", "page", "--out", "list.csv"),
+        ("embed", *FOUND, "--data", "shards", "--where", "{split: [a]}", "--out", "e.npz", "--out", "."),
+        ("pretrain", "plan.yaml", "--run-folder", "runs/x", "--stage", "one", "--stage", "weights.safetensors"),
+    ],
+    ids=lambda line: line[0],
+)
+def test_command_lines_that_once_went_wrong(line: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert list(findings_of(line, tmp_path / "here")) == []

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources import generated
 from omnivl.data.sources.base import Sample
 from omnivl.data.sources.emoji import open_emoji
 from omnivl.data.sources.motion_sprites import MIN_CONTRAST, Sprite, read_sprite
@@ -20,7 +21,7 @@ from omnivl.data.sources.scenes.world import GROUNDS, Wanted
 from omnivl.errors import DataError
 from omnivl.randomness import stable_hash
 
-PARTS = ("train", "val", "test", "pairs", "concepts")
+PARTS = (*generated.PARTS, "pairs", "concepts")
 GROUPS = ("animals & nature", "food & drink", "objects", "travel & places")
 """The groups whose drawings take part where ``where`` names neither groups nor labels: things that can be counted."""
 

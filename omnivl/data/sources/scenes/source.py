@@ -15,7 +15,7 @@ from omnivl.data.batch import Visual, visual_of
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.fields import texts_in
 from omnivl.data.sources.base import Rejection, Sample
-from omnivl.data.sources.generated import GENERATED
+from omnivl.data.sources.generated import GENERATED, check_kind, chosen, drawings_of
 from omnivl.data.sources.motion_poses import MIN_FRAMES
 from omnivl.data.sources.motion_sprites import Sprite
 from omnivl.data.sources.scenes import captions as describing
@@ -68,7 +68,6 @@ _TYPES: Mapping[str, tuple[str, ...]] = {
 """Types of a task's questions or statements."""
 
 _DEFAULT_TASKS: Mapping[Visual, str] = {"image": "questions", "set": "pairs", "clip": "clip_questions"}
-_OPTIONS = ("part", "task", "question_type", "shots", "hide")
 
 
 class SceneSource:
@@ -110,30 +109,24 @@ class SceneSource:
         Raises:
             DataError: The kind does not fit the task, ``where`` names something unknown, or it leaves too few drawings.
         """
-        options = {name: config.where.get(name, ()) for name in _OPTIONS}
-        self._part = _one("part", options["part"] or PARTS[:1], PARTS)
         default = _DEFAULT_TASKS.get(visual_of(config.kind), "questions")
-        self._task = _one("task", options["task"] or (default,), tuple(TASKS))
-        allowed = _TYPES.get(self._task, ())
-        for kind in options["question_type"]:
-            _one("question_type", (kind,), allowed)
-        self._types = tuple(options["question_type"] or allowed)
-        shots = _one("shots", options["shots"] or (str(documents.DEFAULT_SHOTS),), tuple(map(str, documents.SHOTS)))
+        (self._part,) = chosen(config, "part", PARTS, PARTS[:1])
+        (self._task,) = chosen(config, "task", tuple(TASKS), (default,))
+        types = _TYPES.get(self._task, ())
+        self._types = chosen(config, "question_type", types, types, several=True)
+        (shots,) = chosen(config, "shots", tuple(map(str, documents.SHOTS)), (str(documents.DEFAULT_SHOTS),))
         self._shots = int(shots)
-        self._hides = _one("hide", options["hide"], HIDES) if options["hide"] else None
-        if visual_of(config.kind) != TASKS[self._task]:
-            fitting = ", ".join(repr(kind) for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task])
-            raise DataError(
-                f"data source 'scenes': kind is {config.kind!r}; allowed for task {self._task!r}: {fitting}; change it"
-            )
-        if options["shots"] and self._task != "documents":
+        self._hides = next(iter(chosen(config, "hide", HIDES, ())), None)
+        fitting = [kind for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task]]
+        check_kind(config, fitting, f" for task {self._task!r}")
+        if config.where.get("shots") and self._task != "documents":
             raise DataError(f"data source 'scenes': where.shots is of task 'documents', got {self._task!r}; remove it")
         if self._task == "documents" and self._part == "pairs":
             raise DataError(
                 "data source 'scenes': where.part is 'pairs'; allowed for task 'documents', whose things never stand "
                 "together: train, val, test, concepts; change it"
             )
-        where = {name: values for name, values in config.where.items() if name not in _OPTIONS}
+        where = drawings_of(config, ("part", "task", "question_type", "shots", "hide"))
         self._seed, self._length = seed, length
         least = documents.LEAST_SIDE if self._task == "documents" else LEAST_SIDE
         self._size, self._num_frames = max(size, least), max(num_frames, MIN_FRAMES)
@@ -246,17 +239,3 @@ def _hidden(sample: Sample, what: str) -> Sample:
     black = as_png(np.zeros((size, size, 3), dtype=np.uint8))
     members = {name: media if name == MASK else black for name, media in sample.members.items()}
     return replace(sample, frames=frames, members=members)
-
-
-def _one(option: str, given: Sequence[str], allowed: Sequence[str]) -> str:
-    """The only value of an option.
-
-    Raises:
-        DataError: There are several, or it is none of those allowed.
-    """
-    if len(given) == 1 and given[0] in allowed:
-        return given[0]
-    raise DataError(
-        f"data source 'scenes': where.{option} is {list(given)}; allowed: one of {', '.join(allowed) or 'none'}; "
-        "change it"
-    )

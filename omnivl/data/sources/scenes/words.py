@@ -1,4 +1,4 @@
-"""English about scenes: articles, plurals, numbers, lists."""
+"""English about scenes: articles, plurals and singulars, numbers, lists."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,9 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _PLURALS = {
     **{name: name for name in ("fish", "deer", "bison", "moose", "shrimp", "squid", "spaghetti", "sushi", "luggage")},
     **{"mouse": "mice", "goose": "geese", "ox": "oxen", "wolf": "wolves", "scarf": "scarves", "fly": "flies"},
+    **{"man": "men", "woman": "women", "child": "children", "person": "people", "foot": "feet", "tooth": "teeth"},
 }
+_SINGULARS = {several: one for one, several in _PLURALS.items()}
 
 
 def article(name: str) -> str:
@@ -28,6 +30,20 @@ def plural(name: str) -> str:
     if name.endswith("y") and name[-2] not in "aeiou":
         return f"{name[:-1]}ies"
     return f"{name}s"
+
+
+def singular(name: str) -> str:
+    """The singular of a name; a name that is one already stays as it is.
+
+    Where the ending leaves it open, the same is taken for a name and for its plural: "glass" for glasses of any kind.
+    """
+    if name in _SINGULARS:
+        return _SINGULARS[name]
+    if not name.endswith("s") or name.endswith(("ss", "us", "is")):
+        return name
+    shorter = [name[:-1]] if name.endswith("ouses") else [name[:-2], name[:-1]]  # houses, unlike buses
+    tried = [f"{name[:-3]}y", *shorter] if name.endswith("ies") else shorter
+    return next((one for one in tried if len(one) > 1 and plural(one) == name), name)
 
 
 def counted(number: int, name: str) -> str:

@@ -292,6 +292,10 @@ STAGE_CASES = {
         {**TUNED, "lora": "{rank: 200}"},
         "p:7: stages.0.lora.rank: got 200 for a map of 192 x 192; allowed 1 to 192; lower it",
     ),
+    "something_is_trained": (
+        {"freeze": "[embed, 'visual_*', 'text_*', contrast]"},
+        "p:7: stages.0.freeze: got embed, visual_*, text_*, contrast, which is all that the objectives give a gradient; allowed patterns that leave something to train; thaw a part",
+    ),
     "pipeline_can_be_cut": (
         {"parallel": "{host: pipeline, zero_stage: 2}"},
         "p:7: stages.0.parallel.zero_stage: got 2 with host 'pipeline', which DeepSpeed refuses; allowed 0 or 1; set it to 1, or use host 'zero'",
@@ -574,7 +578,7 @@ def test_every_rule_has_a_case() -> None:
         "processes_hold_whole_banks",
         "processes_fill_the_pipeline",
     }
-    told.add("objectives_have_their_fields")  # in test_sample_rules.py
+    told |= {"objectives_have_their_fields", "crops_keep_boxes"}  # in test_sample_rules.py
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 
 

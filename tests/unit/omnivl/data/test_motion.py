@@ -193,7 +193,9 @@ def test_sprites_keep_their_cut_out(source: MotionSource) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(DataError, match="kind is 'image_text'; allowed: 'video_text', 'video_label'"):
+    with pytest.raises(
+        DataError, match="kind is 'image_text'; allowed, since one frame shows no motion: 'video_text', "
+    ):
         MotionSource(DataEntryConfig(source="motion", kind="image_text"), seed=0)
     with pytest.raises(DataError, match=f"num_frames is 4; allowed: {MIN_FRAMES} or more"):
         MotionSource(entry(), seed=0, num_frames=4)

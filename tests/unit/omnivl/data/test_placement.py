@@ -60,6 +60,21 @@ def test_the_middle_of_a_wide_picture_by_hand():
     close(view.place.boxes(np.array([[0.25, 0.0, 0.5, 1.0]]))[0], [[0.0, 0.0, 0.5, 1.0]])
 
 
+def test_the_whole_of_a_wide_picture_stretched_by_hand():
+    """Boxes and masks keep their fractions; two columns of pixels become one."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (1, 20, 40, 3), dtype=np.uint8)
+    view = evaluation_view(pixels, (20, 20))
+    means = pixels[0].reshape(20, 20, 2, 3).mean(axis=2)
+    assert np.abs(view.pixels[0] - means).max() <= 0.5
+    box = np.array([[0.0, 0.0, 0.2, 1.0]])
+    close(view.place.boxes(box)[0], box)
+    assert not evaluation_view(pixels, 20).place.boxes(box)[1].any(), "the middle square does not show it"
+    mask = np.zeros((20, 40), dtype=bool)
+    mask[5:10, 10:20] = True
+    assert np.array_equal(view.place.mask(mask, 20), np.pad(np.ones((5, 5), dtype=bool), ((5, 10), (5, 10))))
+
+
 def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A black picture with a white rectangle, its box and its mask."""
     pixels = np.zeros((1, height, width, 3), np.uint8)
@@ -69,11 +84,12 @@ def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("change", [{}, {"rotate": 25.0, "zoom": (0.7, 1.2)}, {"rand_augment_operations": 3}])
+@pytest.mark.parametrize("stretched", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_painted_is_seen_where_box_and_mask_say(change, seed):
+def test_what_is_painted_is_seen_where_box_and_mask_say(change, stretched, seed):
     pixels, box, mask = painted(96, 128)
-    config = AugmentConfig(crop_scale=(0.8, 1.0), flip=0.5, **change)
-    view = training_view(pixels, 64, config, np.random.default_rng(seed), flip_allowed=True)
+    config = AugmentConfig(crop_scale=(1.0, 1.0) if stretched else (0.8, 1.0), flip=0.5, **change)
+    view = training_view(pixels, (64, 64), config, np.random.default_rng(seed), flip_allowed=True, stretched=stretched)
     seen = view.pixels[0].min(axis=2) > 127
     moved = view.place.mask(mask, 64)
     if change.get("rand_augment_operations") is None:

@@ -89,17 +89,22 @@ def test_the_list_of_answers_holds_every_answer() -> None:
         (
             "image_text",
             {"part": ("dev",)},
-            "data source 'questions': where.part is 'dev'; allowed: train, val, test; change it",
+            "data source 'questions': where.part is ['dev']; allowed: one of train, val, test; change it",
         ),
         (
             "image_text",
             {"question_type": ("why",)},
-            "data source 'questions': where.question_type is 'why'; allowed: name, kind, category, check; change it",
+            "data source 'questions': where.question_type is ['why']; allowed: name, kind, category, check; change it",
+        ),
+        (
+            "image_text",
+            {"question_type": ()},
+            "data source 'questions': where.question_type is []; allowed: name, kind, category, check; change it",
         ),
         (
             "image_text",
             {"part": ("train", "val")},
-            "data source 'questions': where.part is ['train', 'val']; allowed: one of train, val, test",
+            "data source 'questions': where.part is ['train', 'val']; allowed: one of train, val, test; change it",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import AutoProcessor, AutoTokenizer
 
+from omnivl.data.augment import evaluation_view
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import decode_clip, evaluation_frames
 from omnivl.data.limits import DecodeLimits
@@ -48,6 +49,24 @@ def test_pictures_from_files_bytes_and_memory(processor, tmp_path):
     opened = [Image.open(io.BytesIO(one.media)) for one in pictures]
     assert torch.equal(processor(images=opened)["pixel_values"], wanted), "transparency shows white, as in training"
     assert torch.equal(processor(images=opened[0])["pixel_values"], wanted[:1]), "one alone"
+
+
+def test_pictures_and_clips_may_be_stretched_and_a_folder_says_so(tmp_path):
+    stretches = OmniVLImageProcessor(IMAGE, VIDEO, FRAMES, stretched=True)
+    stretches.save_pretrained(tmp_path)
+    read = OmniVLImageProcessor.from_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    wanted = torch.from_numpy(evaluation_view(pixels[None], (IMAGE, IMAGE)).pixels).permute(0, 3, 1, 2)
+    view = torch.from_numpy(evaluation_view(pixels[None], (VIDEO, VIDEO)).pixels[0]).permute(2, 0, 1)
+    for one in (stretches, read):
+        assert torch.equal(one(images=[pixels])["pixel_values"], wanted)
+        assert torch.equal(one(images=data.getvalue())["pixel_values"], wanted)
+        clip = one(videos=np.stack([pixels] * FRAMES))["pixel_values_videos"]
+        assert clip.shape == (1, FRAMES, 3, VIDEO, VIDEO) and torch.equal(clip[0, 2], view)
+    cropped = OmniVLImageProcessor(IMAGE, VIDEO, FRAMES)(images=[pixels])["pixel_values"]
+    assert cropped.shape == wanted.shape and not torch.equal(cropped, wanted)
 
 
 def test_a_jpeg_is_decoded_as_in_evaluation(processor):

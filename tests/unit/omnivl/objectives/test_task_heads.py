@@ -90,6 +90,10 @@ CASES: Mapping[str, tuple[str, Objective, DataEntryConfig]] = {
         *("omnivl", Choose(options=3, most_options=10, context=("history",), loss_kind="relevance")),
         entry_of("dialogue", "image_text", ("options", "option", "relevance", "history")),
     ),
+    "choose, reasons for an answer": (
+        *("omnivl", Choose(field="rationales", index="rationale", given=("answer",))),
+        entry_of("reasons", "image_text", ("rationales", "rationale", "answer")),
+    ),
     "choose, each separately": (
         *("omnivl", Choose(loss_kind="binary")),
         entry_of("reasons", "image_text", ("options", "option")),
@@ -127,7 +131,7 @@ def test_from_samples_to_gradients(case: str) -> None:
     layout = plan_layout((objective,), batch.kind, batch.size, batch.num_frames)
     optimizer = torch.optim.AdamW(chain.parameters(), lr=1e-2)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = chain(State.from_batch(batch, layout))["loss"]
         assert torch.isfinite(loss)
@@ -232,8 +236,27 @@ def test_options_are_whole_behind_a_long_context() -> None:
     for number in range(2):
         assert TOKENIZER.decode(ids[number][1].tolist()) == " ".join(["a red apple"] * 4), "cut as any text"
     for options in (["a red apple", "plum"], ["a red apple"]):
-        (text, *_) = objective.texts(question, options, TextReader(TOKENIZER, 16), [["a green apple"] * 20])
+        (text, *_) = objective.texts(question, options, TextReader(TOKENIZER, 16), {"history": ["a green apple"] * 20})
         assert text == f"{question} a red apple", "the other options do not matter"
+
+
+def test_what_is_given_is_left_out_last() -> None:
+    """A reason is read behind the answer that it is for: the history goes first, then the question, then the answer."""
+    objective = Choose(context=("history",), given=("answer",))
+    fields = {"history": ["is it red", "no"], "answer": "a green apple"}
+
+    def read(length: int) -> str:
+        (text,) = objective.texts("which fruit is it", ["it is on the left"], TextReader(TOKENIZER, length), fields)
+        return text
+
+    everything = "is it red no which fruit is it a green apple it is on the left"
+    ends = [everything.split(" ", start)[-1] for start in range(12)]
+    least = 2 + len(TextReader(TOKENIZER, 40).words("it is on the left"))
+    kept = [ends.index(read(length)) for length in range(least, 40)]
+    assert kept == sorted(kept, reverse=True) and {0, 4, 8, 11} <= set(kept), "from the whole to the option alone"
+    for length, start in enumerate(kept, start=least):
+        reader = TextReader(TOKENIZER, length)
+        assert reader.fits(ends[start]) and (start == 0 or not reader.fits(ends[start - 1])), "no more than needed"
 
 
 class Pairs(CachedEncoder):

@@ -21,6 +21,7 @@ from omnivl.tasks import (
     Drawing,
     FewShotTask,
     Gallery,
+    GroundedCaptionsTask,
     GroundingTask,
     MatchingTask,
     NeighborsTask,
@@ -156,6 +157,11 @@ TASKS: list[tuple[PredictingTask, tuple[Objective, ...], str]] = [
     (PhrasesTask(where={**FOOD, "task": ("phrases",)}, max_samples=6, gallery=3), (Locate(),), "alignment_00"),
     (SentimentTask(where={"task": ("sentiment",)}, max_samples=6, gallery=3), (Regress(),), "alignment_00"),
     (CaptionTask(where={"style": ("noto",), "label": ("fruit",)}, max_samples=6, gallery=3), (LM(),), "generation_00"),
+    (
+        GroundedCaptionsTask(where={**FOOD, "task": ("phrases",)}, max_samples=6, gallery=3),
+        (LM(), Locate()),
+        "generation_00",
+    ),
 ]
 
 
@@ -166,11 +172,13 @@ def test_every_task_shows_samples_of_a_random_model_with_its_attention(
     gallery = gallery_of(task, encoder_of(*heads))
     assert len(gallery.examples) == task.gallery and gallery.title == f"{task.name}: predictions"
     assert f"Right means: {task.right_means}." in gallery.notes[0]
-    marks = {"grounding": "boxes", "phrases": "boxes", "segmentation": "masks"}.get(task.kind, "")
+    writes = task.kind in ("caption", "grounded_captions")
+    boxes = dict.fromkeys(("grounding", "phrases", "grounded_captions"), "boxes")
+    marks = {**boxes, "segmentation": "masks"}.get(task.kind, "")
     assert gallery.marks == marks
     for one in gallery.examples:
-        assert one.wanted or marks
-        assert bool(one.asked) == (task.kind != "caption")
+        assert one.wanted or (marks and not writes)
+        assert bool(one.asked) != writes
         wide = {"sentiment": 4, "classification": 1 + bool(task.pictures)}.get(task.kind, 1)
         assert pixels(one.picture).shape == (SIDE, wide * SIDE + 4 * (wide - 1), 3)
         assert (one.attention is None) == (layer == "")

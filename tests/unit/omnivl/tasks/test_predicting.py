@@ -129,16 +129,18 @@ def test_numbers(tmp_path: Path) -> None:
     assert [line["right"] for line in lines] == [round(line["truth"]) == 0 for line in lines], "0.5 rounds to 0"
 
 
-HEADS = (Choose(), Choose(name="why", field="rationales", index="rationale", context=("answer",)))
+HEADS = (Choose(), Choose(name="why", field="rationales", index="rationale", given=("answer",)))
 
 
 def by_length(sample: Sample, text: str) -> float:
-    return len(text) + 0.001 * (sum(map(ord, text)) % 997)
+    return len(text) + 0.001 * (sum(place * ord(letter) for place, letter in enumerate(text)) % 997)
 
 
-def test_reasons_are_scored_for_every_answer(tmp_path: Path) -> None:
-    """The text of a reason's row begins with the answer that is assumed; scores are those of an evaluation."""
-    encoder = encoder_of(*HEADS, says=by_length)
+@pytest.mark.parametrize("place", ["given", "context"])
+def test_reasons_are_scored_for_every_answer(tmp_path: Path, place: str) -> None:
+    """The answer that is assumed stands before a reason, or at the beginning; scores are those of an evaluation."""
+    why = replace(HEADS[1], given=(), context=()) if place == "context" else HEADS[1]
+    encoder = encoder_of(HEADS[0], replace(why, **{place: ("answer",)}), says=by_length)  # type: ignore[arg-type]
     lines = kept(OPTIONS, encoder, tmp_path)
     samples = OPTIONS.picture_set(encoder).samples
     for line, sample in zip(lines, samples, strict=True):
@@ -147,7 +149,8 @@ def test_reasons_are_scored_for_every_answer(tmp_path: Path) -> None:
         question = sample.captions[0]
         wanted = [by_length(sample, f"{question} {option}") for option in options]
         assert line["scores"] == pytest.approx(wanted) and line["option"] == int(np.argmax(wanted))
-        given = [[by_length(sample, f"{answer} {question} {one}") for one in reasons] for answer in options]
+        begins = [f"{question} {one}" if place == "given" else f"{one} {question}" for one in options]
+        given = [[by_length(sample, f"{begin} {one}") for one in reasons] for begin in begins]
         assert np.array(line["reason_scores"]) == pytest.approx(np.array(given))
         assert line["reason"] == int(np.argmax(given[line["option"]]))
         assert line["truth"] == {"option": sample.meta["option"], "reason": sample.meta["rationale"]}
@@ -158,7 +161,7 @@ def test_reasons_are_scored_for_every_answer(tmp_path: Path) -> None:
 
 
 def test_reasons_that_do_not_read_the_answer_are_the_same_for_all(tmp_path: Path) -> None:
-    (first, *_) = kept(OPTIONS, encoder_of(HEADS[0], replace(HEADS[1], context=()), says=by_length), tmp_path)
+    (first, *_) = kept(OPTIONS, encoder_of(HEADS[0], replace(HEADS[1], given=()), says=by_length), tmp_path)
     assert first["reason_scores"] == [first["reason_scores"][0]] * 4
 
 

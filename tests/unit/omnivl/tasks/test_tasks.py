@@ -24,6 +24,7 @@ from omnivl.tasks.reranking import matching_of_texts
 from omnivl.tasks.retrieval import _texts_and_relevance
 from omnivl.tasks.run import run_tasks
 from omnivl.tasks.scorers import recall
+from omnivl.tasks.scorers.captions import caption_scores
 from omnivl.tasks.scorers.recall import ranks_both_ways
 
 TOKENIZER = load_tokenizer("emoji")
@@ -337,6 +338,45 @@ def test_official_scores_of_captions_stand_beside_ours(monkeypatch: pytest.Monke
     assert cider.value > 1 and not cider.graded and cider.interval is not None
     with pytest.raises(UserError, match="task caption: METEOR cannot be computed: needs java"):
         run_tasks([replace(task, official=("METEOR",))], encoder_for(oracle))
+
+
+def test_captions_by_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NoCaps' figures: each domain is a set of its own, with document frequencies of its own."""
+    pytest.importorskip("pycocoevalcap", reason="the extra 'tasks' is not installed")
+    monkeypatch.setenv("PATH", "/nowhere")  # the plain tokenizer
+    domains = ("in-domain", "near-domain", "near-domain", "out-domain")
+
+    class Domains(CaptionTask):
+        def picture_set(self, encoder: Encoder) -> PictureSet:
+            found = super().picture_set(encoder)
+            found.samples = [
+                replace(one, meta={**one.meta, "domain": domains[place % 4]}) for place, one in enumerate(found.samples)
+            ]
+            return found
+
+    task = Domains(where=WHERE, max_samples=12, official=("CIDEr-D",), by="domain")
+    oracle, _ = oracle_for(WHERE, "name")
+    pictures = PictureSet("emoji", "image", WHERE, MODEL.inputs, 12)
+    own = oracle.texts_of(pictures.frames(range(12)))
+    # Wrong in the first domain, right in the second, of the third what stands at 3 and 11 but not at 7.
+    wrong = [own[place] if place % 4 in (1, 2) or place in (3, 11) else "nothing" for place in range(12)]
+    oracle.learn(pictures, wrong)
+    scores = {score.metric: score for score in run_tasks([task], encoder_for(oracle))[0].scores}
+    whole = ("exact match", "keyword F1", "BLEU-4", "CIDEr-D, official")
+    assert scores.keys() == {*whole, *(f"{name}, {one}" for name in whole for one in domains)}
+    assert [scores[f"exact match, {one}"].value for one in sorted(set(domains))] == [0.0, 1.0, pytest.approx(2 / 3)]
+    assert [scores[f"exact match{of}"].count for of in ("", *(f", {one}" for one in sorted(set(domains))))] == [
+        12,
+        3,
+        6,
+        3,
+    ]
+    assert scores["BLEU-4, in-domain"].value == 0.0 and not scores["CIDEr-D, official, out-domain"].graded
+    near = [place for place in range(12) if domains[place % 4] == "near-domain"]
+    alone = caption_scores([wrong[i] for i in near], [pictures.all_captions[i] for i in near], ["CIDEr-D"])
+    assert scores["CIDEr-D, official, near-domain"].value == pytest.approx(alone.values["CIDEr-D"])
+    among = caption_scores(wrong, pictures.all_captions, ["CIDEr-D"]).each["CIDEr-D"][near].mean()
+    assert alone.values["CIDEr-D"] != pytest.approx(among), "not the domain's part of the whole"
 
 
 def test_captions_by_an_objective_that_writes_none_are_refused() -> None:

@@ -174,7 +174,8 @@ def test_questions_of_some_types() -> None:
         ),
         ("image_text", {"task": ("dance",)}, "where.task is ['dance']; allowed: one of questions, captions"),
         ("image_text", {"part": ("train", "val")}, "where.part is ['train', 'val']; allowed: one of train, val, test"),
-        ("image_text", {"question_type": ("who",)}, "where.question_type is ['who']; allowed: one of exist, count"),
+        ("image_text", {"question_type": ("who",)}, "where.question_type is ['who']; allowed: exist, count"),
+        ("images_text", {"question_type": ("exist",)}, "where.question_type is ['exist']; allowed: none; change it"),
         ("image_text", {"hide": ("all",)}, "where.hide is ['all']; allowed: one of picture, text"),
         ("image_text", {"label": ("dishware",)}, "where leaves"),
         (

@@ -16,6 +16,7 @@ from omnivl.data.sources.scenes.made import Made
 from omnivl.data.sources.scenes.questions import TYPES, question
 from omnivl.data.sources.scenes.statements import entailment, pairs
 from omnivl.data.sources.scenes.words import NUMBERS, article, counted, listed, plural
+from omnivl.data.sources.scenes.words import singular as singular_of
 from omnivl.data.sources.scenes.world import LARGE, Scene, Thing
 from omnivl.data.tokenizer import TextReader, load_tokenizer
 from omnivl.randomness import generator
@@ -360,6 +361,10 @@ def test_english() -> None:
     names = ("cat", "bus", "fox", "cherry", "key", "mouse", "grapes", "wolf", "cactus", "peach")
     wanted = ["cats", "buses", "foxes", "cherries", "keys", "mice", "grapes", "wolves", "cactuses", "peaches"]
     assert [plural(name) for name in names] == wanted
+    assert [singular_of(name) for name in wanted] == [*names[:6], "grape", *names[7:]]
+    assert [singular_of(name) for name in names] == [*names[:6], "grape", *names[7:]]
+    others = ("men", "people", "houses", "horses", "glasses", "glass", "fish", "s")
+    assert [singular_of(name) for name in others] == ["man", "person", "house", "horse", "glass", "glass", "fish", "s"]
     assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
     assert counted(1, "cat") == "a cat" and counted(3, "cat") == "three cats"
 
