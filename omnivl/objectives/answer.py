@@ -16,7 +16,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
 from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label, is_pair
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
@@ -30,9 +30,9 @@ from omnivl.parts.heads import VocabularyHead
 class Answer(Objective):
     """Writes each answer to the question about the image, weighted by the share of people who gave it.
 
-    A sample's text is the question. Its field ``answers`` holds people's answers: each once with its share in
-    ``weights``, or as often as it was given. The decoder attends to the states of the question, which have attended to
-    the image, and not to the image itself.
+    A sample's text is the question, about an image, a clip or a set of images. Its field ``answers`` holds people's
+    answers: each once with its share in ``weights``, or as often as it was given. The decoder attends to the states of
+    the question, which have attended to the image, and not to the image itself.
 
     Attributes:
         most: Number of answers of a question that are learnt: those with the largest shares.
@@ -79,7 +79,7 @@ class Answer(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One fused row per sample, and one generated row for each of its answers."""
-        if not is_pair(kind) or is_label(kind):
+        if visual_of(kind) == "none" or not has_text(kind) or is_label(kind):
             return None
         return self._joined(Join(self.key, self.question, "causal", times=self.most, length=self.length))
 

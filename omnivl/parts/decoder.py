@@ -26,7 +26,7 @@ from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
 from omnivl.parts.block import StackBlock
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
-from omnivl.parts.patches import num_patches, visual_positions
+from omnivl.parts.patches import num_patches, num_times, visual_positions
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
 
@@ -190,7 +190,7 @@ class AlignmentBlock(GroundedLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all fused rows, and of the twin, which sees every patch."""
         tokens, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
-        every = 1 + self.patches.time_positions(layout.num_frames) * num_patches(self.patches, layout)
+        every = 1 + num_times(self.patches, layout) * num_patches(self.patches, layout)
         online = self.grounded_flops(layout, num_rows(layout.fused), tokens, seen)
         return FORWARD_AND_BACKWARD * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)
 

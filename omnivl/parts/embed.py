@@ -26,7 +26,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.linear import LayerNorm, linear
-from omnivl.parts.patches import num_kept, num_patches
+from omnivl.parts.patches import num_kept, num_patches, num_times
 from omnivl.parts.ragged import kept_visual_positions, resampled, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
@@ -126,6 +126,15 @@ def resize_times(table: Tensor, times: int) -> Tensor:
     return F.interpolate(table.t()[None], size=times, mode="linear", align_corners=False)[0].t()
 
 
+def numbered(table: Tensor, count: int) -> Tensor:
+    """Places of the pictures of a set, ``[P, D]``, from temporal positions ``[T', D]``: row i is picture i's.
+
+    A picture keeps its place whatever the number of pictures behind it. A set of more pictures than rows stretches the
+    table, as a longer clip does.
+    """
+    return table[:count] if count <= len(table) else resize_times(table, count)
+
+
 def nearest_times(table: Tensor, times: int) -> Tensor:
     """The same by the nearest position before it, as TimeSformer does (transformers, ``TimesformerEmbeddings``)."""
     return F.interpolate(table.t()[None], size=times, mode="nearest")[0].t()
@@ -212,7 +221,8 @@ class VisualEmbedding(nn.Module):
                 own = [where] if clean else []
                 where = torch.cat([*own, *(where.index_select(0, rows) for rows, _ in masked)])
         if is_video or patches.shape[1] > 1:  # of a set, which picture it is
-            where = where + resize_times(self.times, patches.shape[1])[None, :, None]
+            places = resize_times if is_video else numbered
+            where = where + places(self.times, patches.shape[1])[None, :, None]
         stack = stack + where.to(dtype)
         if self.training and self.patch_dropout > 0.0 and not masked:
             stack = drop_patches(stack, self.patch_dropout)
@@ -385,7 +395,7 @@ class Embed(EmbeddingLayer):
         return stream
 
     def _times(self, layout: StepLayout) -> int:
-        return self.sizes.time_positions(layout.num_frames)
+        return num_times(self.sizes, layout)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The parameters of clips, of masks or of a modality that no step has."""

@@ -36,7 +36,7 @@ from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import LayerNorm, Linear, Role
-from omnivl.parts.patches import num_patches, visual_positions
+from omnivl.parts.patches import num_patches, num_times, visual_positions
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 from omnivl.parts.streams import ByAttributes, ByModality, ByPerceptron, Part, Stream
@@ -257,7 +257,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
             return FORWARD_AND_BACKWARD * num_rows(layout.fused) * self.block.flops(tokens + seen, length + seen)
         visual, text = self.block.flops(seen, seen), self.block.flops(tokens, length)
         images, texts = (encoded_rows(layout, stream) for stream in ("visual", "text"))
-        every = 1 + self.patches.time_positions(layout.num_frames) * num_patches(self.patches, layout)
+        every = 1 + num_times(self.patches, layout) * num_patches(self.patches, layout)
         online: float = (images.stop - images.start) * visual + (texts.stop - texts.start) * text
         twins = twin_rows(layout, "visual") * self.block.flops(every, every) + twin_rows(layout, "text") * text
         return FORWARD_AND_BACKWARD * online + twins

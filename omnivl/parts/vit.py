@@ -32,7 +32,7 @@ from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.linear import LayerNorm, Linear, Role
 from omnivl.parts.padding import Padding
-from omnivl.parts.patches import kept_patches, num_patches
+from omnivl.parts.patches import kept_patches, num_patches, num_times
 from omnivl.parts.ragged import Ragged
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.relative import RelativePositions
@@ -260,7 +260,7 @@ class VisualBlock(StackBlock):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all visual rows, and of the twin, which sees every patch."""
         assert isinstance(self.block, VisualModule)
-        times, first_only = self.patches.time_positions(layout.num_frames), self.may_shorten and layout.class_only
+        times, first_only = num_times(self.patches, layout), self.may_shorten and layout.class_only
         kept, every = kept_patches(self.patches, layout), num_patches(self.patches, layout)
         row = self.block.flops(times, kept, layout.is_video, first_only)
         twin = self.block.flops(times, every, layout.is_video, first_only)
@@ -286,7 +286,7 @@ class VisualBlock(StackBlock):
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
         if not self.acts(state.layout):
             return state
-        times = self.patches.time_positions(state.layout.num_frames)
+        times = num_times(self.patches, state.layout)
         inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
         out: FeedForwardOutput = self.run(state["visual"], *inputs, Ragged.of(state))
         state = self.with_routing(state.updated(visual=out.y), out.router_sums)

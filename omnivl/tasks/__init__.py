@@ -10,6 +10,7 @@ from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
+from omnivl.tasks.few_shot import FewShotTask
 from omnivl.tasks.gqa import GQATask
 from omnivl.tasks.grounded_captions import GroundedCaptionsTask
 from omnivl.tasks.grounding import GroundingTask, SegmentationTask
@@ -31,7 +32,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
     | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
-    | (SegmentationTask | SentimentTask | GroundedCaptionsTask),
+    | (SegmentationTask | SentimentTask | FewShotTask | GroundedCaptionsTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -43,6 +44,7 @@ __all__ = [
     "Drawing",
     "Embeddings",
     "Example",
+    "FewShotTask",
     "GQATask",
     "Gallery",
     "GalleryRow",

@@ -7,9 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moe.ranges import Range
 from omnivl.data.decode import Shot
+from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
@@ -18,7 +20,7 @@ from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import mean_score
-from omnivl.tasks.sample_fields import places_by, text_of
+from omnivl.tasks.sample_fields import places_by, text_of, texts_of
 from omnivl.tasks.scorers.nlvr2 import consistent
 
 
@@ -34,6 +36,8 @@ class ClassificationTask(PredictingTask):
         objective: Key of the objective that answers.
         source: As for every task; ``scenes`` has generated samples of many tasks.
         answer: Field of the samples' JSON with the right answer; ``label`` is the sample's class.
+        options: Field with a sample's own answers, to which the choice is then restricted, as to the names of a
+            document of ``scenes``; chance is a random one of them. Null for the whole list.
         by: Field by whose values accuracy is reported as well; null for none.
         identifier: Field with an identifier of NLVR2: adds the share of sentences that are right with all pictures.
         clips: Number of parts of a clip that are looked at, evenly spread.
@@ -48,6 +52,7 @@ class ClassificationTask(PredictingTask):
     source: str = "scenes"
     max_samples: Annotated[int, Range(1)] = 1024
     answer: str = "answer"
+    options: str | None = None
     by: str | None = None
     identifier: str | None = None
     clips: Annotated[int, Range(1)] = 1
@@ -70,15 +75,20 @@ class ClassificationTask(PredictingTask):
         return ("answer", "probability")
 
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
-        """See ``PredictingTask``: the chosen ``answer``, and its ``probability``: by softmax, mean over views."""
+        """See ``PredictingTask``: the chosen ``answer``, and its ``probability``: by softmax, mean over views.
+
+        With ``options`` the softmax is over a sample's own answers alone.
+        """
         objective = encoder.chain.objectives[self.objective]
         assert isinstance(objective, VQA | Recognize), "as needs says"
         texts = pictures.captions if isinstance(objective, VQA) else []
-        views = [
-            encoder.predict(self.objective, pictures.seen(Shot(self.span, start, along)), texts).softmax(dim=1)
-            for start in spread(self.clips)
-            for along in spread(self.crops)
-        ]
+        others = None if self.options is None else ~self._among(self.options, pictures, objective.choices)
+        views = []
+        for start in spread(self.clips):
+            for along in spread(self.crops):
+                logits = encoder.predict(self.objective, pictures.seen(Shot(self.span, start, along)), texts)
+                own = logits if others is None else logits.masked_fill(others, -torch.inf)
+                views.append(own.softmax(dim=1))
         share, best = torch.stack(views).mean(dim=0).max(dim=1)
         chosen = [objective.choices[place] for place in best.tolist()]
         return [{"answer": one, "probability": own} for one, own in zip(chosen, share.tolist(), strict=True)]
@@ -91,10 +101,10 @@ class ClassificationTask(PredictingTask):
         """See ``PredictingTask``."""
         answers = [one["answer"] for one in predicted]
         right = np.array([one == own for one, own in zip(answers, truth, strict=True)])
-        scores = [mean_score(self.name, "accuracy", right, chance=commonest(truth))]
+        scores = [mean_score(self.name, "accuracy", right, chance=self._chance(pictures, truth))]
         if self.by is not None:
             for name, places in places_by(pictures.samples, self.by).items():
-                chance = commonest([truth[place] for place in places])
+                chance = self._chance(pictures.chosen(places), [truth[place] for place in places])
                 scores.append(mean_score(self.name, f"accuracy, {name}", right[places], chance=chance))
         if self.identifier is not None:
             names = [text_of(sample, self.identifier) for sample in pictures.samples]
@@ -114,6 +124,29 @@ class ClassificationTask(PredictingTask):
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has an answer."""
         self._truth(pictures)
+
+    def _among(self, field: str, pictures: PictureSet, choices: Sequence[str]) -> Tensor:
+        """Which answers of the head's list are among each sample's own, bool ``[N, A]``.
+
+        Raises:
+            DataError: None of a sample's is.
+        """
+        found = torch.zeros(len(pictures), len(choices), dtype=torch.bool)
+        for row, sample in enumerate(pictures.samples):
+            own = texts_of(sample, field)
+            found[row] = torch.tensor([choice in own for choice in choices])
+            if not found[row].any():
+                raise DataError(
+                    f"{sample.where}: none of its {field!r} ({', '.join(map(repr, own[:8]))}) is in the list of "
+                    f"{self.objective!r}; allowed: at least one; add them to its answers, or name another field"
+                )
+        return found
+
+    def _chance(self, pictures: PictureSet, truth: Sequence[str]) -> float:
+        """The share of the most frequent answer; of samples with options, the mean share of one of them."""
+        if self.options is None:
+            return commonest(truth)
+        return float(np.mean([1 / len(set(texts_of(sample, self.options))) for sample in pictures.samples]))
 
     def _truth(self, pictures: PictureSet) -> list[str]:
         """The right answers."""

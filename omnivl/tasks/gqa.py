@@ -14,6 +14,7 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answers import ANSWERS
 from omnivl.objectives.vqa import VQA
+from omnivl.tasks.answering import answers_of
 from omnivl.tasks.classification import commonest
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
@@ -73,11 +74,8 @@ class GQATask(PredictingTask):
 
     def predict(self, pictures: PictureSet, encoder: Encoder) -> Sequence[Line]:
         """See ``PredictingTask``: the chosen ``answer``, and its ``probability``."""
-        objective = encoder.chain.objectives[self.objective]
-        assert isinstance(objective, VQA), "as needs says"
-        shares, best = objective.probabilities(encoder.predict(self.objective, pictures, pictures.captions)).max(dim=1)
-        chosen = [objective.choices[place] for place in best.tolist()]
-        return [{"answer": one, "probability": own} for one, own in zip(chosen, shares.tolist(), strict=True)]
+        found = answers_of(self.objective, pictures, pictures.captions, encoder)
+        return [{"answer": answer, "probability": share} for answer, share in found]
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[str]:
         """See ``PredictingTask``: the right answers."""

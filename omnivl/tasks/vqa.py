@@ -1,28 +1,23 @@
 """Visual question answering: VQA accuracy of answers that are chosen from a list, ranked or generated."""
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-
 from moe.ranges import Range
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.generate import caption_search
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
-from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
+from omnivl.tasks.answering import answers_of, as_people_spell, counted, people_of
 from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask, likely
 from omnivl.tasks.results import Score, mean_score
 from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
-from omnivl.tasks.spelling import comparable
 
 
 @dataclass(frozen=True)
@@ -93,14 +88,14 @@ class VQATask(PredictingTask):
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[str]]:
         """See ``PredictingTask``: people's answers."""
-        return [_given(pictures, place) for place in range(len(pictures))]
+        return [people_of(sample) for sample in pictures.samples]
 
     def judge(
         self, pictures: PictureSet, predicted: Sequence[Line], truth: Sequence[list[str]], encoder: Encoder
     ) -> Judged:
         """See ``PredictingTask``; each has its ``score``, and is right with one above 0."""
         types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]
-        answers = [_as_people_spell(one["answer"], given) for one, given in zip(predicted, truth, strict=True)]
+        answers = [as_people_spell(one["answer"], given) for one, given in zip(predicted, truth, strict=True)]
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, truth, strict=True)]
         each = [{"score": score, "right": score > 0} for score in found]
         return Judged(tuple(self._scores(found, truth, types)), each)
@@ -109,9 +104,8 @@ class VQATask(PredictingTask):
         self, pictures: PictureSet, place: int, found: Line, truth: list[str], own: Line, encoder: Encoder
     ) -> Told:
         """See ``PredictingTask``: beside the probability the VQA accuracy, and how many people gave each answer."""
-        people = ", ".join(f"{answer} ({count})" for answer, count in Counter(truth).most_common())
         measures = (likely(found["probability"]), f"VQA accuracy {own['score']:.2f}")
-        return Told(_as_people_spell(found["answer"], truth), people, ", ".join(filter(None, measures)))
+        return Told(as_people_spell(found["answer"], truth), counted(truth), ", ".join(filter(None, measures)))
 
     def asked(self, pictures: PictureSet) -> list[str]:
         """See ``PredictingTask``: the questions.
@@ -124,35 +118,21 @@ class VQATask(PredictingTask):
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a question and answers."""
         self.asked(pictures)
-        for place in range(len(pictures)):
-            _given(pictures, place)
+        for sample in pictures.samples:
+            people_of(sample)
 
     def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[tuple[str, float | None]]:
         """The answer to each question, and how likely it is."""
-        objective = encoder.chain.objectives[self.objective]
-        if isinstance(objective, VQA):
-            logits = encoder.predict(self.objective, pictures, questions)
-            best = logits.argmax(dim=1)
-            shares = objective.probabilities(logits)[torch.arange(len(best)), best].tolist()
-            return [(objective.choices[place], share) for place, share in zip(best.tolist(), shares, strict=True)]
-        assert isinstance(objective, Answer), "as needs says"
-        choices = self.answers
-        assert isinstance(choices, tuple), "a path is replaced by what the file holds"
-        if choices:
-            ranked = encoder.rank(
-                self.objective,
-                pictures,
-                questions,
-                choices,
-                length=objective.length,
-                candidates=self.candidates,
-                first_token_twice=self.first_token_twice,
-            )
-            found = zip(*(one.tolist() for one in ranked.max(dim=1)), strict=True)
-            return [(choices[place], None if self.first_token_twice else math.exp(value)) for value, place in found]
-        search = caption_search(encoder.tokenizer.special, objective.length - 1)
-        written = encoder.generate(self.objective, pictures, search, questions)
-        return [(encoder.tokenizer.decode(tokens), None) for tokens in written.tolist()]
+        assert isinstance(self.answers, tuple), "a path is replaced by what the file holds"
+        return answers_of(
+            self.objective,
+            pictures,
+            questions,
+            encoder,
+            self.answers,
+            candidates=self.candidates,
+            first_token_twice=self.first_token_twice,
+        )
 
     def _scores(self, found: list[float], people: Sequence[list[str]], types: list[str]) -> list[Score]:
         """Scores for all questions and by type; chance is the best constant answer."""
@@ -184,28 +164,3 @@ class VQATask(PredictingTask):
         if not isinstance(found, str):
             raise DataError(f"{sample.where} has no text {self.question!r}, the question; name its field in 'question'")
         return found
-
-
-def _as_people_spell(answer: str, given: Sequence[str]) -> str:
-    """People's own spelling of an answer, where they gave it: a tokenizer has lost its case and the spaces at marks."""
-    return next((one for one in given if comparable(one) == comparable(answer)), answer)
-
-
-def _given(pictures: PictureSet, place: int) -> list[str]:
-    """People's answers to the question of a sample: as listed, or each answer repeated by its weight.
-
-    Raises:
-        DataError: It has no answers.
-    """
-    sample = pictures.samples[place]
-    listed, weights = sample.meta.get(ANSWERS), sample.meta.get(WEIGHTS)
-    if not isinstance(listed, list) or not listed:
-        raise DataError(f"{sample.where} has no list {ANSWERS!r}, which this task needs; filter it out with `where`")
-    if not isinstance(weights, list):
-        return [str(answer) for answer in listed]
-    people = [
-        str(answer)
-        for answer, weight in zip(listed, weights, strict=True)
-        for _ in range(round(MOST_ANSWERS * float(weight)))
-    ]
-    return people or [str(answer) for answer in listed]

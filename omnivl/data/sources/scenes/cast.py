@@ -121,6 +121,31 @@ class Cast:
             f"{ground} ground; allow more drawings in where"
         )
 
+    def draw_apart(self, random: np.random.Generator, count: int, ground: str) -> tuple[Wanted, ...]:
+        """Different concepts for pictures of their own, each with a drawing that can be seen on the ground.
+
+        All are of the part's supply: in part ``concepts`` every one is held out.
+
+        Args:
+            random: The sample's generator.
+            count: How many.
+            ground: Name of the ground's colour.
+
+        Raises:
+            DataError: There are not so many.
+        """
+        names, found = self.novel if self._part == "concepts" else self.known, list[Wanted]()
+        for place in random.permutation(len(names)).tolist():
+            drawing = self.drawing(random, names[place], ground)
+            if drawing is not None:
+                found.append(Wanted(names[place], drawing))
+                if len(found) == count:
+                    return tuple(found)
+        raise DataError(
+            f"data source 'scenes': {len(found)} of {len(names)} concepts of part {self._part!r} can be seen on "
+            f"{ground} ground, for documents that name {count}; allow more drawings in where, or lower where.shots"
+        )
+
     def absent(self, random: np.random.Generator, present: Sequence[str]) -> str:
         """A concept that could stand in a scene but does not: of the same supply as the first one that does."""
         names = self.novel if self._part == "concepts" and len(self.novel) > 1 else self.known
@@ -129,8 +154,12 @@ class Cast:
 
     def drawing(self, random: np.random.Generator, name: str, ground: str) -> int | None:
         """One of a concept's drawings that stands out from the ground; None if there is none."""
-        seen = [index for index in self._of_name[name] if self._stands_out(index, ground)]
+        seen = self.drawings(name, ground)
         return seen[int(random.integers(len(seen)))] if seen else None
+
+    def drawings(self, name: str, ground: str) -> list[int]:
+        """All of a concept's drawings that stand out from the ground."""
+        return [index for index in self._of_name[name] if self._stands_out(index, ground)]
 
     def sprite(self, drawing: int) -> Sprite:
         """The cut-out drawing."""

@@ -19,13 +19,14 @@ from omnivl.data.sources.generated import GENERATED, check_kind, chosen, drawing
 from omnivl.data.sources.motion_poses import MIN_FRAMES
 from omnivl.data.sources.motion_sprites import Sprite
 from omnivl.data.sources.scenes import captions as describing
-from omnivl.data.sources.scenes import choices, clips, expressions, questions, statements
+from omnivl.data.sources.scenes import choices, clips, documents, expressions, questions, statements
 from omnivl.data.sources.scenes.cast import PARTS, Cast
 from omnivl.data.sources.scenes.clips import ClipMaker, draw_clip
 from omnivl.data.sources.scenes.made import Maker, Numbers
 from omnivl.data.sources.scenes.picture import Picture, as_png, draw
 from omnivl.data.sources.scenes.sentiment import Faces
 from omnivl.data.text import may_flip
+from omnivl.errors import DataError
 from omnivl.randomness import generator
 
 DEFAULT_LENGTH = 100_000
@@ -54,6 +55,7 @@ _CLIP_MAKERS: Mapping[str, tuple[ClipMaker, tuple[str, ...]]] = {
 TASKS: Mapping[str, Visual] = {
     "questions": "image",
     **{name: "set" if name == "pairs" else "image" for name in _MAKERS},
+    "documents": "set",
     **dict.fromkeys(_CLIP_MAKERS, "clip"),
     "sentiment": "clip",
 }
@@ -75,8 +77,10 @@ class SceneSource:
 
     - ``task: [entailment]``: one of ``TASKS``; by default questions about pictures, pairs or clips, as the kind says;
     - ``question_type: [count, what]``: types of questions or statements, all equally frequent; by default all;
+    - ``shots: [4]``: the number of things that a document names, 1 to 8; by default 4;
     - ``part: [test]``: another endless supply of samples: ``train`` (the default), ``val``, ``test``; ``pairs``, whose
-      two main things never stood together in training; ``concepts``, whose main thing was in no scene of training;
+      two main things never stood together in training; ``concepts``, whose main thing (in documents: each thing) was in
+      no scene of training;
     - ``hide: [picture]`` or ``[text]``: the same samples in black, or without their text, for baselines that must not
       know it;
     - anything else filters the drawings by their metadata (``style``, ``label``, ``group`` ...).
@@ -99,7 +103,7 @@ class SceneSource:
             config: Kind and ``where`` are used.
             seed: Seed of the samples.
             num_frames: T of clips, at least; they have ``MIN_FRAMES`` or more.
-            size: S, at least; it is ``LEAST_SIDE`` or more.
+            size: S, at least; it is ``LEAST_SIDE`` or more, in documents half of that.
             length: Number of samples.
 
         Raises:
@@ -110,12 +114,22 @@ class SceneSource:
         (self._task,) = chosen(config, "task", tuple(TASKS), (default,))
         types = _TYPES.get(self._task, ())
         self._types = chosen(config, "question_type", types, types, several=True)
+        (shots,) = chosen(config, "shots", tuple(map(str, documents.SHOTS)), (str(documents.DEFAULT_SHOTS),))
+        self._shots = int(shots)
         self._hides = next(iter(chosen(config, "hide", HIDES, ())), None)
         fitting = [kind for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task]]
         check_kind(config, fitting, f" for task {self._task!r}")
-        where = drawings_of(config, ("part", "task", "question_type", "hide"))
+        if config.where.get("shots") and self._task != "documents":
+            raise DataError(f"data source 'scenes': where.shots is of task 'documents', got {self._task!r}; remove it")
+        if self._task == "documents" and self._part == "pairs":
+            raise DataError(
+                "data source 'scenes': where.part is 'pairs'; allowed for task 'documents', whose things never stand "
+                "together: train, val, test, concepts; change it"
+            )
+        where = drawings_of(config, ("part", "task", "question_type", "shots", "hide"))
         self._seed, self._length = seed, length
-        self._size, self._num_frames = max(size, LEAST_SIDE), max(num_frames, MIN_FRAMES)
+        least = documents.LEAST_SIDE if self._task == "documents" else LEAST_SIDE
+        self._size, self._num_frames = max(size, least), max(num_frames, MIN_FRAMES)
         self._faces = Faces(where) if self._task == "sentiment" else None
         self._cast = None if self._faces is not None else Cast(where, self._part)
 
@@ -162,6 +176,8 @@ class SceneSource:
             found = [answer for kind in self._types for answer in questions.answers_of(kind, cast)]
         elif self._task == "clip_questions":
             found = [*(clips.ACTIONS if "does" in self._types else ()), *cast.names]
+        elif self._task == "documents":
+            found = list(documents.NAMES)
         elif self._task == "entailment":
             found = list(statements.ENTAILMENT)
         else:
@@ -172,12 +188,15 @@ class SceneSource:
         assert self._cast is not None
         if self._task == "questions":
             made = questions.question(random, self._cast, self._types)
+        elif self._task == "documents":
+            made = documents.document(random, self._cast, self._shots)
         else:
             made = _MAKERS[self._task](random, self._cast)
         pictures = [draw(scene, self._cast.sprite, self._size) for scene in made.scenes]
         fields = {**made.fields, **{name: _boxes(pictures[0], numbers) for name, numbers in made.boxes.items()}}
         if len(pictures) > 1:
-            members = {name: as_png(one.pixels) for name, one in zip(SIDES, pictures, strict=True)}
+            names = documents.files_of(self._shots) if self._task == "documents" else SIDES
+            members = {name: as_png(one.pixels) for name, one in zip(names, pictures, strict=True)}
             return _Drawn(None, made.captions, fields, members)
         members = {} if made.mask is None else {MASK: as_png(pictures[0].masks[made.mask])}
         return _Drawn(pictures[0].pixels[None], made.captions, fields, members)
@@ -218,5 +237,5 @@ def _hidden(sample: Sample, what: str) -> Sample:
     frames = None if sample.frames is None else np.zeros_like(sample.frames)
     size = LEAST_SIDE
     black = as_png(np.zeros((size, size, 3), dtype=np.uint8))
-    members = {name: black if name in SIDES else media for name, media in sample.members.items()}
+    members = {name: media if name == MASK else black for name, media in sample.members.items()}
     return replace(sample, frames=frames, members=members)

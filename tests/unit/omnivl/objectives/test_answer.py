@@ -11,6 +11,7 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.pictures import Pictures
 from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
@@ -210,6 +211,25 @@ def test_all_answers_are_ranked_by_their_log_probability():
     assert ranked.shape == (3, 5)
     torch.testing.assert_close(ranked[0, :2], alone[0])
     torch.testing.assert_close(ranked[[1, 2], [2, 3]], alone[[1, 2], [0, 0]])
+
+
+def test_questions_about_sets_of_pictures():
+    """What is learnt of a set is what its answers are ranked by, and the order of its pictures matters."""
+    single = Answer(most=1, length=5)
+    chain, batch = make_chain((single,)), make_batch((single,))
+    chain.embed.block.visual.times.data.normal_()
+    draw = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    layout = plan_layout((single,), "images_text", 3, 4)
+    out = chain(State.from_batch(replace(batch, kind="images_text", frames=frames), layout))
+    sets = Pictures(frames, are_sets=True)
+    ranked = rank_answers(chain, "answer", sets, QUESTIONS, LIST, TOKENS)
+    wanted = -(0.7 * ranked[0, 1] + ranked[1, 2] + 0.5 * ranked[2, 3]) / 3
+    torch.testing.assert_close(out["loss"], wanted)
+    turned = Pictures(frames.flip(1), are_sets=True)
+    assert not torch.allclose(ranked, rank_answers(chain, "answer", turned, QUESTIONS, LIST, TOKENS))
+    written = generate(chain, "answer", sets, OPTIONS, token_ids=QUESTIONS)
+    assert written.token_ids.shape == (3, 4)
 
 
 def albef_ranking(chain, frames, k):

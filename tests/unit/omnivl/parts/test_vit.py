@@ -11,7 +11,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.parts.drop_path import drop_path, drop_path_rates
-from omnivl.parts.embed import resize_positions, resize_times, unfold
+from omnivl.parts.embed import numbered, resize_positions, resize_times, unfold
 from omnivl.parts.padding import Padding
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
@@ -163,6 +163,27 @@ def test_position_tables_keep_constants_when_resized():
     torch.testing.assert_close(resize_positions(table, (2, 4)), table[:1].expand(8, 2))
     times = torch.tensor([[0.0], [2.0]])
     torch.testing.assert_close(resize_times(times, 4), torch.tensor([[0.0], [0.5], [1.5], [2.0]]))
+
+
+@pytest.mark.parametrize("pictures", [2, 3, 5])
+def test_pictures_of_a_set_are_no_frames_of_a_tubelet(pictures):
+    """Whatever frames a clip's tubelets have, each picture of a set is seen by itself, at a place of its own."""
+    plain, other = make(replace(CONFIG, num_frames=3)), make(replace(CONFIG, num_frames=6, tubelet_size=2))
+    plain.embed.block.visual.times.data.normal_()
+    kept = {name: value for name, value in plain.state_dict().items() if "video_delta" not in name}
+    other.load_state_dict({**other.state_dict(), **kept})
+    frames = torch.randint(0, 256, (2, pictures, 3, 32, 32), dtype=torch.uint8)
+    found = visual_rows(plain, frames, "images_text")
+    assert found.shape == (2, 1 + pictures * 16, 32)
+    assert torch.equal(visual_rows(other, frames, "images_text"), found)
+    turned = visual_rows(plain, frames.flip(1), "images_text")[:, 1:].unflatten(1, (-1, 16)).flip(1).flatten(1, 2)
+    assert not torch.allclose(turned, found[:, 1:], atol=1e-3), "places matter"
+
+
+def test_a_picture_keeps_its_place_in_sets_of_other_sizes():
+    times = torch.tensor([[0.0], [2.0], [6.0]])
+    assert [numbered(times, count).flatten().tolist() for count in (1, 2, 3)] == [[0.0], [0.0, 2.0], [0.0, 2.0, 6.0]]
+    assert torch.equal(numbered(times, 6), resize_times(times, 6))
 
 
 def test_wrong_sizes_are_refused():

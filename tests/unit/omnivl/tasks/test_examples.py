@@ -19,6 +19,7 @@ from omnivl.tasks import (
     CaptionTask,
     ClassificationTask,
     Drawing,
+    FewShotTask,
     Gallery,
     GroundedCaptionsTask,
     GroundingTask,
@@ -131,6 +132,22 @@ TASKS: list[tuple[PredictingTask, tuple[Objective, ...], str]] = [
         "alignment_00",
     ),
     (
+        FewShotTask(
+            objective="vqa",
+            source="emoji",
+            where={"label": ("fruit",)},
+            support={"label": ("drink",)},
+            answer="label",
+            example="{answer}.",
+            query="what?",
+            shots=(0, 2),
+            max_samples=6,
+            gallery=3,
+        ),
+        (VQA(answers=("drink", "fruit")),),
+        "alignment_00",
+    ),
+    (
         OptionsTask(where={**FOOD, "task": ("reasons",)}, reasons="why", max_samples=6, gallery=3),
         (Choose(), Choose(name="why", field="rationales", index="rationale")),
         "alignment_00",
@@ -166,7 +183,8 @@ def test_every_task_shows_samples_of_a_random_model_with_its_attention(
         assert pixels(one.picture).shape == (SIDE, wide * SIDE + 4 * (wide - 1), 3)
         assert (one.attention is None) == (layer == "")
         if one.attention is not None:
-            assert pixels(one.attention).shape == pixels(one.picture).shape
+            shown = 3 if task.kind == "few_shot" else wide  # examples, too
+            assert pixels(one.attention).shape == (SIDE, shown * SIDE + 4 * (shown - 1), 3)
             assert "on patches; of that most," in one.attention.text
     assert [f"reads texts beside pictures, {layer}, from" in note for note in gallery.notes[1:]] == [True] * bool(layer)
 

@@ -14,9 +14,9 @@ from omnivl.inference.encoder import Encoder
 from omnivl.objectives import ITM, VQA, Answer
 from omnivl.parts.sizes import Transformer, Words
 from omnivl.tasks import Lack, Provided, VQATask
+from omnivl.tasks.answering import as_people_spell
 from omnivl.tasks.run import run_tasks
 from omnivl.tasks.scorers.vqa import vqa_accuracy
-from omnivl.tasks.vqa import _as_people_spell
 
 TOKENIZER = load_tokenizer("emoji")
 VOCABULARY = TOKENIZER.special.vocab_size
@@ -80,10 +80,10 @@ def test_scores_stand_beside_what_the_question_alone_tells():
     ],
 )
 def test_answers_are_compared_in_any_spelling(answer, given, expected):
-    assert _as_people_spell(answer, given) == expected
+    assert as_people_spell(answer, given) == expected
     # Each of ten people left out in turn: three who agree leave two, 2 / 3, to themselves and 1 to the other seven.
     score = {"yes": 1.0, "no": 0.0}.get(answer, (3 * 2 / 3 + 7) / 10)
-    assert vqa_accuracy(_as_people_spell(answer, given), given) == pytest.approx(score)
+    assert vqa_accuracy(as_people_spell(answer, given), given) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(

@@ -133,16 +133,30 @@ def test_what_is_hidden_is_not_there() -> None:
     assert silent.captions == (HIDDEN_TEXT,) and silent.meta["question"] == HIDDEN_TEXT
     assert np.array_equal(silent.frames, shown.frames)  # type: ignore[arg-type]
     assert silent.meta["answer"] == shown.meta["answer"]
-    pair = source("pairs", hide=("picture",)).read(3)
-    assert all(not cv2.imdecode(np.frombuffer(media, np.uint8), 1).any() for media in pair.members.values())
+    for task in ("pairs", "documents"):
+        dark = source(task, hide=("picture",)).read(3)
+        assert dark.members.keys() == source(task).read(3).members.keys()
+        assert all(not cv2.imdecode(np.frombuffer(media, np.uint8), 1).any() for media in dark.members.values())
 
 
 def test_lists_of_answers_hold_every_answer() -> None:
-    for task in ("questions", "clip_questions", "entailment", "pairs", "clip_statements"):
+    for task in ("questions", "clip_questions", "entailment", "pairs", "clip_statements", "documents"):
         opened = source(task)
         answers = opened.answers()
         assert len(set(answers)) == len(answers)
         assert {str(opened.read(index).meta["answer"]) for index in range(200)} <= set(answers)
+
+
+def test_documents_have_a_picture_for_each_sentence_and_one_more() -> None:
+    for shots in (1, 2, 8):
+        sample = source("documents", shots=(str(shots),)).read(5)
+        assert list(sample.members) == [*(f"{number}.png" for number in range(1, shots + 1)), "query.png"]
+        assert sample.captions[0].count("this is a ") == shots
+        pictures = [cv2.imdecode(np.frombuffer(media, np.uint8), 1) for media in sample.members.values()]
+        assert all(picture.shape == (64, 64, 3) and picture.std() > 5 for picture in pictures)
+    few = source("documents", part=("concepts",), shots=("8",), label=("fruit", "drink"))
+    with pytest.raises(DataError, match=r"[1-7] of \d concepts of part 'concepts' can be seen on \w+ ground, for doc"):
+        few.read(0)
 
 
 def test_questions_of_some_types() -> None:
@@ -164,6 +178,18 @@ def test_questions_of_some_types() -> None:
         ("images_text", {"question_type": ("exist",)}, "where.question_type is ['exist']; allowed: none; change it"),
         ("image_text", {"hide": ("all",)}, "where.hide is ['all']; allowed: one of picture, text"),
         ("image_text", {"label": ("dishware",)}, "where leaves"),
+        (
+            "images_text",
+            {"task": ("documents",), "shots": ("9",)},
+            "where.shots is ['9']; allowed: one of 1, 2, 3, 4, 5, 6, 7, 8; change it",
+        ),
+        ("images_text", {"shots": ("4",)}, "where.shots is of task 'documents', got 'pairs'; remove it"),
+        (
+            "images_text",
+            {"task": ("documents",), "part": ("pairs",)},
+            "where.part is 'pairs'; allowed for task 'documents', whose things never stand together: train, val, test, "
+            "concepts; change it",
+        ),
     ],
 )
 def test_options_are_checked(kind: DataKind, where: dict[str, tuple[str, ...]], message: str) -> None:

@@ -1,7 +1,7 @@
 """What is asked and said about scenes is true: read back from the words alone and looked up in the scene."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from omnivl.data.sources.scenes.captions import captions, inventory, paragraph, phrases
 from omnivl.data.sources.scenes.cast import Cast, held_out
 from omnivl.data.sources.scenes.choices import DIALOGUE_OPTIONS, OPTIONS, dialogue, reasons
+from omnivl.data.sources.scenes.documents import NAMES, QUESTION, SHOTS, document, files_of
 from omnivl.data.sources.scenes.expressions import expression
 from omnivl.data.sources.scenes.made import Made
 from omnivl.data.sources.scenes.questions import TYPES, question
@@ -17,6 +18,7 @@ from omnivl.data.sources.scenes.statements import entailment, pairs
 from omnivl.data.sources.scenes.words import NUMBERS, article, counted, listed, plural
 from omnivl.data.sources.scenes.words import singular as singular_of
 from omnivl.data.sources.scenes.world import LARGE, Scene, Thing
+from omnivl.data.tokenizer import TextReader, load_tokenizer
 from omnivl.randomness import generator
 
 WHERE = {"style": ("fluent", "noto"), "label": ("fruit", "vegetables", "mammals")}
@@ -254,6 +256,76 @@ def test_captions_and_phrases(cast: Cast) -> None:
         for part, numbers in zip(parts, made.boxes["phrase_boxes"], strict=True):  # type: ignore[arg-type]
             names = {scene.things[number].name for number in numbers}
             assert part == counted(len(numbers), names.pop()) and not names
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8])
+def test_documents_bind_names_to_what_their_pictures_show(shots: int, cast: Cast) -> None:
+    """The answer is the name in the sentence of the picture that shows the thing of the last one."""
+    again = 0
+    for index in range(FEW):
+        made = document(generator(index, "document", shots), cast, shots)
+        (said,), scenes = made.captions, made.scenes
+        *sentences, asked = re.split(r"(?<=[.?]) ", said)
+        assert asked == QUESTION == made.fields["question"] and len(sentences) == shots == made.fields["shots"]
+        names = [re.fullmatch(r"this is a (\w+)\.", one)[1] for one in sentences]  # type: ignore[index]
+        shown, query = [only(scene.things) for scene in scenes[:-1]], only(scenes[-1].things)
+        called = {thing.name: name for thing, name in zip(shown, names, strict=True)}
+        assert len(called) == len(set(names)) == shots, "each thing once, with a name of its own"
+        assert called[query.name] == made.fields["answer"]
+        assert made.fields["answers"] == [made.fields["answer"]] and made.fields["options"] == names
+        assert names[int(str(made.fields["option"]))] == made.fields["answer"]
+        assert made.fields["concepts"] == [thing.name for thing in shown]
+        assert len({scene.ground for scene in scenes}) == 1 and len(scenes) == len(files_of(shots))
+        support = shown[int(str(made.fields["option"]))]
+        assert query != support and not set(names) & set(cast.names)
+        again += query.drawing == support.drawing
+        for thing in (*shown, query):
+            assert thing.side / 2 <= min(thing.x, thing.y) and max(thing.x, thing.y) <= 1 - thing.side / 2
+    assert again < FEW / 5, "most concepts have a second drawing"
+
+
+def test_neither_the_text_nor_the_last_picture_of_a_document_says_the_name(cast: Cast) -> None:
+    """Each name and each place is right equally often, and so is each name whatever the last picture shows."""
+    found = [document(generator(index, "names"), cast, 4) for index in range(3000)]
+    places = [int(str(made.fields["option"])) for made in found]
+    answers = [str(made.fields["answer"]) for made in found]
+    for values, number in ((places, 4), (answers, len(NAMES))):
+        even = 1 / number
+        most = max(values.count(one) for one in set(values)) / len(found)  # type: ignore[arg-type]
+        assert len(set(values)) == number and most < even + 3.5 * np.sqrt(even * (1 - even) / len(found))
+    joint = Counter(
+        (made.scenes[-1].things[0].name, answer, made.scenes[-1].ground)
+        for made, answer in zip(found, answers, strict=True)
+    )
+    for told in (0, 2):  # by the thing alone, by the ground alone
+        of_value: dict[str, Counter[str]] = defaultdict(Counter)
+        for key, number in joint.items():
+            of_value[key[told]][key[1]] += number
+        # Chi-square of independence: its mean is the number of degrees of freedom, its deviation sqrt(2 of them).
+        total = Counter(answers)
+        square = sum(
+            (own[name] - own.total() * total[name] / len(found)) ** 2 / (own.total() * total[name] / len(found))
+            for own in of_value.values()
+            for name in NAMES
+        )
+        free = (len(of_value) - 1) * (len(NAMES) - 1)
+        assert abs(square - free) < 4 * np.sqrt(2 * free)
+
+
+def test_names_of_documents_are_equally_long_for_the_embedded_tokenizer() -> None:
+    """None is unknown, and none can be told from another one by its length or shares its first token."""
+    tokenizer = load_tokenizer("emoji")
+    words = [TextReader(tokenizer, 64).words(name) for name in NAMES]
+    assert {len(one) for one in words} == {2} and len({one[0] for one in words}) == len(NAMES) == 2 * SHOTS[-1]
+    assert [tokenizer.decode(one) for one in words] == list(NAMES)
+
+
+def test_documents_of_held_out_concepts_show_nothing_else() -> None:
+    cast, known = Cast({"style": ("noto",)}, "concepts"), Cast({"style": ("noto",)}, "train")
+    for index in range(FEW // 3):
+        for own, supply in ((cast, cast.novel), (known, known.known)):
+            made = document(generator(index, "concepts"), own, 8)
+            assert {thing.name for scene in made.scenes for thing in scene.things} <= set(supply)
 
 
 def test_held_out_pairs_never_meet_in_training() -> None:
