@@ -51,7 +51,7 @@ FIGURES = (
     Figure("questions", "questions accuracy", "questions about a picture: accuracy"),
     *(
         Figure("questions", f"questions accuracy, {kind}", f"... of type {kind}")
-        for kind in ("exist", "place", "ground")
+        for kind in ("exist", "count", "place", "ground")
     ),
     Figure("questions", "questions, unseen pairs accuracy", "... about pairs of things that never stood together"),
     Figure("entailment", "entailment accuracy", "visual entailment: accuracy"),
