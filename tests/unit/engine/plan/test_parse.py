@@ -38,9 +38,7 @@ def problems(text: str, *overrides: str, world_size: int | None = None) -> list[
 
 
 PLAN_KEYS = "name, stages, seed, tokenizer, model, parallel, launch, batch, loader, checkpoint, guard, logging"
-STAGE_KEYS = (
-    "name, steps, data, objectives, epochs, optimizer, init_from, weights, freeze, lora, model, parallel, batch, evaluate"
-)
+STAGE_KEYS = "name, steps, data, objectives, epochs, optimizer, init_from, weights, freeze, lora, model, parallel, batch, evaluate"
 OBJECTIVES = ", ".join(map(repr, kinds(ObjectiveConfig)))
 ARCHITECTURES = " or ".join(", ".join(map(repr, kinds(ArchitectureConfig))).rsplit(", ", 1))
 
