@@ -11,13 +11,13 @@ from engine.estimate.memory import Memory, process_memory
 from engine.estimate.skew import Loads, part_of_banks
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
+from engine.estimate.trained import mark_trained
 from engine.estimate.work import ModelWork, model_work
 from engine.hosts.pipeline.cut import divide_stage
 from engine.hosts.pipeline.division import Division
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
-from engine.step.adapters import adapt
-from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.step.freeze import store_frozen
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.batch import is_video
@@ -143,9 +143,7 @@ def outlined(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
     """
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
+    mark_trained(chain, stage)
     store_frozen(chain, stage.model.stacks)
     return chain
 

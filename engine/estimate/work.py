@@ -18,12 +18,12 @@ from engine.estimate.layers import accelerator_kernels, activation_bytes, apart,
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.matrices import Matrices, layer_matrices
 from engine.estimate.operations import OperationCounter, Operations, weighted
+from engine.estimate.trained import mark_trained
 from engine.hosts.pipeline.reads import Notes, ReadState, Wanted, notes_of, unread
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
-from engine.step.adapters import adapt
-from engine.step.freeze import freeze, freeze_idle, is_unread, store_frozen
+from engine.step.freeze import is_unread, store_frozen
 from engine.step.optimizer import muon_parameters
 from moe.sparse import served_shares
 from omnivl.architectures.build import build_chain
@@ -226,9 +226,7 @@ def model_work(
     dtype = dtype_of(stage.parallel.precision)
     with device:
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
+    mark_trained(chain, stage)
     store_frozen(chain, stage.model.stacks)
     chain.train()
     states = blank_states(stage, tokenizer, device, chain=chain, words=() if words is None else (words,))

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
+from engine.estimate.trained import mark_trained
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
@@ -166,9 +167,7 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
     dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
+    mark_trained(chain, stage)
     kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
     costs = stage_costs(chain, stage)
     division = divide_stage(chain, stage)
@@ -206,9 +205,7 @@ def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str
         return None
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
+    mark_trained(chain, stage)
     store_frozen(chain, stage.model.stacks)
     sizes, matrices = ZeroSizes.of(chain.layers), muon_parameters(chain, stage.optimizer)
     moved = sum(one.numel() for one in chain.parameters() if one.requires_grad and id(one) in matrices)
