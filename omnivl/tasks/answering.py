@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from omnivl.data.sources.base import Sample
 from omnivl.errors import DataError
@@ -13,6 +14,7 @@ from omnivl.inference.generate import caption_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
+from omnivl.objectives.choose import Choose
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.spelling import comparable
 
@@ -45,10 +47,7 @@ def answers_of(
     """
     objective = encoder.chain.objectives[key]
     if isinstance(objective, VQA):
-        logits = encoder.predict(key, pictures, questions)
-        best = logits.argmax(dim=1)
-        shares = objective.probabilities(logits)[torch.arange(len(best)), best].tolist()
-        return [(objective.choices[place], share) for place, share in zip(best.tolist(), shares, strict=True)]
+        return likeliest(objective, encoder.predict(key, pictures, questions), objective.choices)
     assert isinstance(objective, Answer), "as needs says"
     if choices:
         ranked = encoder.rank(
@@ -65,6 +64,19 @@ def answers_of(
     search = caption_search(encoder.tokenizer.special, objective.length - 1)
     written = encoder.generate(key, pictures, search, questions)
     return [(encoder.tokenizer.decode(tokens), None) for tokens in written.tolist()]
+
+
+def likeliest(objective: VQA | Choose, scores: Tensor, choices: Sequence[str]) -> list[tuple[str, float | None]]:
+    """The answer with the highest of the scores ``[N, A]`` in each row, and its probability.
+
+    Args:
+        objective: Which says how likely answers are by their scores.
+        scores: See above.
+        choices: The A answers.
+    """
+    best = scores.argmax(dim=1)
+    shares = objective.probabilities(scores)[torch.arange(len(best)), best].tolist()
+    return [(choices[place], share) for place, share in zip(best.tolist(), shares, strict=True)]
 
 
 def as_people_spell(answer: str, given: Sequence[str]) -> str:

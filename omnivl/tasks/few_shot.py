@@ -21,7 +21,7 @@ from omnivl.objectives.choose import Choose
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.randomness import generator
-from omnivl.tasks.answering import answers_of, as_people_spell, counted, people_of
+from omnivl.tasks.answering import answers_of, as_people_spell, counted, likeliest, people_of
 from omnivl.tasks.classification import commonest
 from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Lack, Need, Provided
@@ -324,10 +324,7 @@ class FewShotTask(PredictingTask):
             return answers_of(self.objective, documents, texts, encoder, choices)
         rows = [one for text in texts for one in objective.texts(text, choices, encoder.reader)]
         candidates = torch.arange(len(rows)).view(len(documents), len(choices))
-        scores = encoder.predict(self.objective, documents, rows, candidates)
-        best = scores.argmax(dim=1)
-        shares = objective.probabilities(scores)[torch.arange(len(best)), best].tolist()
-        return [(choices[place], share) for place, share in zip(best.tolist(), shares, strict=True)]
+        return likeliest(objective, encoder.predict(self.objective, documents, rows, candidates), choices)
 
 
 def _document(query: Sample, examples: Sequence[Sample], media: dict[str, tuple[str, bytes]]) -> Sample:
