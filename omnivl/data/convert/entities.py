@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from omnivl.data.convert.entry import Entry
@@ -61,7 +62,7 @@ class EntitiesReader(ListedReader):
             for number, line in enumerate(load_text(file).split("\n"), start=1):
                 record = Record(file, f":{number}", {"line": line})
                 if line.strip() and not self.each_phrase:
-                    yield partial(self._entry, record, number, split, boxes)
+                    yield partial(self._sentence, record, str(number), split, boxes)
                 elif line.strip():
                     for place, (identifier, _, phrase) in enumerate(_PHRASE.findall(line)):
                         if own := boxes.get(identifier):
@@ -70,37 +71,37 @@ class EntitiesReader(ListedReader):
     def _phrase(
         self, record: Record, name: str, split: str | None, phrase: str, boxes: Sequence[Sequence[float]]
     ) -> Entry:
-        image, corners = record.file.stem, list(zip(*boxes, strict=True))
-        return Entry(
-            path=self.images / f"{image}.jpg",
-            name=f"{image}-{name}",
-            where=record.where,
-            captions=(phrase,),
-            identity=f"flickr30k {image}",
-            split=split,
-            meta={"image_id": image},
-            boxes={"box": ("xyxy", [min(corners[0]), min(corners[1]), max(corners[2]), max(corners[3])])},
-        )
+        corners = list(zip(*boxes, strict=True))
+        around = [min(corners[0]), min(corners[1]), max(corners[2]), max(corners[3])]
+        return self._of_picture(record, name, split, phrase, {}, {"box": ("xyxy", around)})
 
-    def _entry(self, record: Record, number: int, split: str | None, boxes: Mapping[str, list[list[float]]]) -> Entry:
-        line, image = record.text("line"), record.file.stem
+    def _sentence(self, record: Record, name: str, split: str | None, boxes: Mapping[str, list[list[float]]]) -> Entry:
+        line = record.text("line")
         found = _PHRASE.findall(line)
         sentence = _PHRASE.sub(r"\3", line)
         if re.search(r"\[/?EN#|\[/", sentence):
             record.refuse("wrong_field", f"a mark is left in {sentence[:60]!r}; allowed: [/EN#NUMBER/TYPE phrase]")
+        meta = {
+            "phrases": [phrase.strip() for _, _, phrase in found],
+            "phrase_ids": [identifier for identifier, _, _ in found],
+        }
+        of_phrases = [boxes.get(identifier, []) for identifier, _, _ in found]
+        return self._of_picture(record, name, split, sentence, meta, {"phrase_boxes": ("xyxy", of_phrases)})
+
+    def _of_picture(
+        self, record: Record, name: str, split: str | None, text: str, meta: Mapping[str, Any], boxes: Mapping[str, Any]
+    ) -> Entry:
+        """A sample of a picture and a text; ``name`` tells it from the picture's others."""
+        image = record.file.stem
         return Entry(
             path=self.images / f"{image}.jpg",
-            name=f"{image}-{number}",
+            name=f"{image}-{name}",
             where=record.where,
-            captions=(sentence,),
+            captions=(text,),
             identity=f"flickr30k {image}",
             split=split,
-            meta={
-                "image_id": image,
-                "phrases": [phrase.strip() for _, _, phrase in found],
-                "phrase_ids": [identifier for identifier, _, _ in found],
-            },
-            boxes={"phrase_boxes": ("xyxy", [boxes.get(identifier, []) for identifier, _, _ in found])},
+            meta={"image_id": image, **meta},
+            boxes=boxes,
         )
 
 
