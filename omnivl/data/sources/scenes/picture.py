@@ -15,7 +15,7 @@ from omnivl.data.sources.scenes.world import GRID, GROUNDS, Colour, Scene, Thing
 
 Pixels = NDArray[np.uint8]
 
-SCREEN: Colour = (128, 128, 128)
+SCREEN: Colour = (50, 50, 50)
 _SOLID = 127  # alpha above which a pixel belongs to a drawing
 
 

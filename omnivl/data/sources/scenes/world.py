@@ -14,14 +14,18 @@ import numpy as np
 Colour = tuple[int, int, int]
 
 GROUNDS: Mapping[str, Colour] = {
-    "white": (255, 255, 255),
-    "black": (40, 40, 48),
-    "blue": (150, 195, 240),
-    "green": (170, 222, 170),
-    "yellow": (250, 226, 150),
-    "pink": (244, 180, 200),
+    "grey": (128, 128, 128),
+    "blue": (112, 128, 148),
+    "green": (112, 142, 118),
+    "yellow": (146, 138, 106),
+    "pink": (150, 116, 130),
+    "purple": (130, 116, 148),
 }
-"""Colours of the ground by name, RGB."""
+"""Colours of the ground by name, RGB.
+
+They are tints of the grey that pixels are measured from, so that things, not the ground, are what most of the
+differences between patches consist of: a small model sees them hundreds of steps earlier.
+"""
 
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 """Names of the cells, row by row."""
@@ -101,7 +105,7 @@ class Scene:
     Attributes:
         ground: Name of its colour.
         things: In the order in which they are drawn: later ones cover earlier ones.
-        screen: The cell that a grey screen hides, drawn last; None for none.
+        screen: The cell that a dark screen hides, drawn last; None for none.
     """
 
     ground: str
