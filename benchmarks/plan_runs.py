@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from benchmarks.record import ROOT
 from engine.plan.parse import load_plan
 from engine.telemetry.environment import usable_cores
 from engine.telemetry.metrics import read_metrics
+from omnivl.randomness import stable_hash
 from omnivl.tasks.results import Score
 
 Cores = frozenset[int]
@@ -151,31 +153,65 @@ def run_on(cores: Cores, command: Sequence[str]) -> Finished:
         return Finished(output.read(), time.monotonic() - start, usage.ru_utime + usage.ru_stime)
 
 
-def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequence[str] = ()) -> PlanRun:
-    """Runs a plan as one process, in a temporary folder.
+def run_plan(
+    plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequence[str] = (), folder: Path | None = None
+) -> PlanRun:
+    """Runs a plan as one process.
 
     Args:
         plan: The plan.
         overrides: As on the command line.
         cores: Where it runs.
         stages: Only these stages, one after the other; all where none is named.
+        folder: Where the run is kept: the stages that an earlier call has finished there are not run again. None for a
+            temporary folder.
+
+    Raises:
+        RuntimeError: A command failed, or ``folder`` has a run of another plan.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        run, done = Path(place) / "run", _Done(Path(place) / "done.json", plan, overrides)
         command = [sys.executable, "-m", "launcher.cli", "pretrain", str(plan), "launch.processes=1", *overrides]
-        choices = [["--stage", stage] for stage in stages] or [[]]
-        done = [run_on(cores, [*command, *choice, "--run-folder", str(run)]) for choice in choices]
+        for stage in stages or [""]:
+            if stage not in done.seconds:
+                choice = ["--stage", stage] if stage else []
+                done.add(stage, run_on(cores, [*command, *choice, "--run-folder", str(run)]))
         written = sorted((run / "stages").glob("*/evaluation.json"))
         scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
         logs = sorted((run / "stages").glob("*/metrics.jsonl"))
         lines = {path.parent.name.partition("-")[2]: _train_lines(path) for path in logs}
+    seconds, cpu_seconds = (sum(each) for each in zip(*done.seconds.values(), strict=True))
     return PlanRun(
         scores,
-        sum(one.seconds for one in done),
-        sum(one.cpu_seconds for one in done),
+        seconds,
+        cpu_seconds,
         {stage: found[-1]["metrics"] for stage, found in lines.items()},
         {stage: windows_of(found) for stage, found in lines.items()},
     )
+
+
+class _Done:
+    """What the finished stages of a run took, kept in a file beside the run."""
+
+    def __init__(self, path: Path, plan: Path, overrides: Sequence[str]) -> None:
+        """Reads the file if there is one.
+
+        Raises:
+            RuntimeError: It is of another plan.
+        """
+        self._path, self._of = path, stable_hash(load_plan(plan, overrides).to_yaml())
+        self.seconds: dict[str, list[float]] = {}
+        if path.exists():
+            found = json.loads(path.read_text("utf-8"))
+            if found["of"] != self._of:
+                raise RuntimeError(f"{path.parent} has a run of another plan: remove it")
+            self.seconds = found["seconds"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, stage: str, finished: Finished) -> None:
+        """Notes a stage's seconds by the clock and of the cores."""
+        self.seconds[stage] = [finished.seconds, finished.cpu_seconds]
+        self._path.write_text(json.dumps({"of": self._of, "seconds": self.seconds}), "utf-8")
 
 
 def _train_lines(log: Path) -> list[dict[str, Any]]:

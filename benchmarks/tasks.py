@@ -4,8 +4,9 @@
 begin from new weights, and learn from the same samples in black (the text alone is known) or without their text (the
 picture alone), from new weights. All are scored on samples of part ``test``. Writes ``docs/tasks.md``.
 
-python -m benchmarks tasks                                # three seeds, two runs at a time
+python -m benchmarks tasks                                # three seeds of five tasks, two runs at a time
 python -m benchmarks.tasks --seeds 1 --stages questions   # some of it
+python -m benchmarks.tasks --folder runs/tasks            # goes on where it was ended
 python -m benchmarks tasks --quick                        # everything once, with a few steps
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Ratio, Spread, over
@@ -24,6 +26,9 @@ from engine.plan.parse import load_plan
 PLAN = ROOT / "configs" / "plans" / "tasks.yaml"
 PAGE = ROOT / "docs" / "tasks.md"
 PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE = "pretrained", "from scratch", "text alone", "picture alone"
+REPEATED = ("questions", "entailment", "dialogue", "grounding", "captions")
+"""Stages that run with every seed; the others run with the first one alone."""
+
 QUICK_SHARE = 0.005
 QUICK_SAMPLES = 32
 
@@ -51,7 +56,7 @@ FIGURES = (
     Figure("questions", "questions accuracy", "questions about a picture: accuracy"),
     *(
         Figure("questions", f"questions accuracy, {kind}", f"... of type {kind}")
-        for kind in ("exist", "count", "place", "ground")
+        for kind in ("exist", "place", "ground", "what")
     ),
     Figure("questions", "questions, unseen pairs accuracy", "... about pairs of things that never stood together"),
     Figure("entailment", "entailment accuracy", "visual entailment: accuracy"),
@@ -72,13 +77,15 @@ FIGURES = (
 def run(options: Options) -> Report:
     """Runs every variant with every seed, the longest first."""
     seeds = range(1 if options.quick else options.own.seeds)
-    known = [stage.name for stage in load_plan(PLAN).stages][1:]
+    known = list(dict.fromkeys(one.stage for one in FIGURES))
     stages = [name for name in known if not options.own.stages or name in options.own.stages]
     with Lanes(options.device) as lanes:
         waiting: dict[tuple[str, int], Future[PlanRun]] = {}
         for variant in (PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE):
             for seed in seeds if variant in (PRETRAINED, SCRATCH) else seeds[:1]:
-                job = partial(_run, variant, stages, seed, options.quick)
+                repeated = stages if seed == seeds[0] else [name for name in stages if name in REPEATED]
+                folder = options.own.folder / f"{variant.replace(' ', '-')}-{seed}" if options.own.folder else None
+                job = partial(_run, variant, repeated, seed, options.quick, folder)
                 waiting[variant, seed] = lanes.submit(job)
         runs: dict[str, list[PlanRun]] = {}
         for (variant, _), future in waiting.items():
@@ -99,6 +106,7 @@ def run(options: Options) -> Report:
 def add_own(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the first two variants")
+    parser.add_argument("--folder", type=Path, help="where runs are kept, to go on where it was ended")
     parser.add_argument("--stages", nargs="+", default=[], help="these tasks' stages only")
 
 
@@ -118,7 +126,7 @@ def overrides_of(variant: str, stages: Sequence[str]) -> list[str]:
     return found
 
 
-def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, cores: Cores) -> PlanRun:
+def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, folder: Path | None, cores: Cores) -> PlanRun:
     overrides = [f"seed={seed}", *overrides_of(variant, stages)]
     if quick:
         overrides += scaled_steps(PLAN, QUICK_SHARE)
@@ -126,7 +134,15 @@ def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, cores: Cor
             places = range(len(stage.evaluate.tasks))
             overrides += [f"stages.{stage.name}.evaluate.tasks.{one}.max_samples={QUICK_SAMPLES}" for one in places]
     wanted = [name for name in stages if variant != PICTURE_ALONE or _hides_text(name)]
-    return run_plan(PLAN, overrides, cores, ["pretrain", *wanted] if variant == PRETRAINED else wanted)
+    return run_plan(PLAN, overrides, cores, [*_before(wanted), *wanted] if variant == PRETRAINED else wanted, folder)
+
+
+def _before(stages: Sequence[str]) -> list[str]:
+    """The stages from which stages begin, earliest first."""
+    plan, found = load_plan(PLAN), list[str]()
+    for name in stages:
+        found += [one.name for one in reversed(plan.ancestors(plan.stage(name))) if one.name not in found]
+    return found
 
 
 def _hides_text(stage: str) -> bool:
@@ -173,7 +189,8 @@ def page_of(found: Mapping[str, Any]) -> str:
         "*Chance* is the best constant answer, or a random option. *Text alone* and *picture alone* are the same "
         "stages, from new weights, with samples whose picture is black or whose text is `?`: what these reach, a model "
         "reaches that ignores the other side. The options of a question stay visible to *picture alone*. "
-        f"Seeds: {seeds} of the first two (median, least to most), one of the last two. *Pretraining* helps or hurts "
+        f"Seeds: {seeds} of the first two (median, least to most) for {', '.join(REPEATED)}, else one. *Pretraining* "
+        "helps or hurts "
         "where every seed does better or worse than every seed from scratch.",
         *(markdown_table(table["columns"], table["rows"]) for table in found["tables"]),
     ]

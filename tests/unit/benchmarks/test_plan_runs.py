@@ -3,14 +3,15 @@
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import patience
 import pytest
 import torch
 
-from benchmarks import fillings, learning, plan_comparison, regimes, router_losses, sparse
-from benchmarks.plan_runs import Lanes, PlanRun, run_on, scaled_steps
+from benchmarks import fillings, learning, plan_comparison, plan_runs, regimes, router_losses, sparse
+from benchmarks.plan_runs import Finished, Lanes, PlanRun, run_on, run_plan, scaled_steps
 from benchmarks.record import Options
 from engine.plan.parse import load_plan
 from omnivl.tasks.results import Score
@@ -53,6 +54,26 @@ def test_a_command_sees_its_cores_only():
     done = run_on(one, [sys.executable, "-c", code])
     assert done.output.strip() == str(set(one))
     assert done.seconds > 0.5 > done.cpu_seconds > 0  # sleeping costs no core any time
+
+
+def test_a_kept_run_goes_on_where_it_was_ended(tmp_path, monkeypatch):
+    started = list[str]()
+
+    def ran(cores, command):
+        started.append(command[command.index("--stage") + 1])
+        if len(started) == 2:
+            raise RuntimeError("ended from outside")
+        return Finished("", 2.0, 1.0)
+
+    monkeypatch.setattr(plan_runs, "run_on", ran)
+    once = partial(run_plan, learning.PLAN, cores=frozenset({0}), stages=["a", "b"], folder=tmp_path / "kept")
+    with pytest.raises(RuntimeError, match="ended from outside"):
+        once(["seed=1"])
+    found = once(["seed=1"])
+    assert started == ["a", "b", "b"]
+    assert (found.seconds, found.cpu_seconds) == (4.0, 2.0), "of both stages, though one was run before"
+    with pytest.raises(RuntimeError, match=r"kept has a run of another plan: remove it"):
+        once(["seed=2"])
 
 
 COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON, fillings.COMPARISON, sparse.COMPARISON]

@@ -11,9 +11,11 @@ from benchmarks.tasks import (
     PICTURE_ALONE,
     PLAN,
     PRETRAINED,
+    REPEATED,
     SCRATCH,
     TEXT_ALONE,
     Figure,
+    _before,
     _row,
     overrides_of,
     page_of,
@@ -21,7 +23,8 @@ from benchmarks.tasks import (
 from engine.plan.parse import load_plan
 from omnivl.tasks import Score
 
-STAGES = [stage.name for stage in load_plan(PLAN).stages][1:]
+BEFORE = ["pretrain", "pretrain_clips"]
+STAGES = [stage.name for stage in load_plan(PLAN).stages if stage.name not in BEFORE]
 
 
 def test_every_figure_is_one_of_the_plan_and_every_stage_has_one() -> None:
@@ -42,13 +45,18 @@ def test_variants_are_plans(variant: str) -> None:
     assert overrides_of(PRETRAINED, STAGES) == []
     plan = load_plan(PLAN, overrides_of(variant, STAGES))
     hidden = {TEXT_ALONE: ("picture",), PICTURE_ALONE: ("text",)}.get(variant, ())
-    for stage in plan.stages[1:]:
+    for stage in plan.stages[2:]:
         assert stage.init_from is None
         assert stage.data[0].where.get("hide", ()) == hidden
         assert all(task.where.get("hide", ()) == hidden for task in stage.evaluate.tasks)
-    assert plan.stages[0] == load_plan(PLAN).stages[0]
+    assert plan.stages[:2] == load_plan(PLAN).stages[:2]
     some = load_plan(PLAN, overrides_of(variant, ["pairs"]))
-    assert [stage.init_from is None for stage in some.stages[1:]].count(True) == 1
+    assert [stage.init_from is None for stage in some.stages[2:]].count(True) == 1
+
+
+def test_pretraining_comes_first_and_once() -> None:
+    assert _before(["questions", "clips", "pairs", "statements"]) == BEFORE
+    assert _before(["questions"]) == BEFORE[:1] and set(REPEATED) < set(STAGES)
 
 
 def made(value: float, figure: Figure) -> PlanRun:
