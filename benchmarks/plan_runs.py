@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.record import ROOT
 from engine.plan.parse import load_plan
+from engine.plan.plan import Plan
 from engine.telemetry.environment import usable_cores
 from engine.telemetry.metrics import read_metrics
 from omnivl.randomness import stable_hash
@@ -170,21 +171,19 @@ def run_plan(
         RuntimeError: A command failed, or ``folder`` has a run of another plan.
     """
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        run, done = Path(place) / "run", _Done(Path(place) / "done.json", plan, overrides)
+        run, done = Path(place) / "run", _Done(Path(place) / "done.json", load_plan(plan, overrides))
         command = [sys.executable, "-m", "launcher.cli", "pretrain", str(plan), "launch.processes=1", *overrides]
         for stage in stages or [""]:
-            if stage not in done.seconds:
+            if stage not in done:
                 choice = ["--stage", stage] if stage else []
                 done.add(stage, run_on(cores, [*command, *choice, "--run-folder", str(run)]))
         written = sorted((run / "stages").glob("*/evaluation.json"))
         scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
         logs = sorted((run / "stages").glob("*/metrics.jsonl"))
         lines = {path.parent.name.partition("-")[2]: _train_lines(path) for path in logs}
-    seconds, cpu_seconds = (sum(each) for each in zip(*done.seconds.values(), strict=True))
     return PlanRun(
         scores,
-        seconds,
-        cpu_seconds,
+        *done.seconds,
         {stage: found[-1]["metrics"] for stage, found in lines.items()},
         {stage: windows_of(found) for stage, found in lines.items()},
     )
@@ -193,25 +192,36 @@ def run_plan(
 class _Done:
     """What the finished stages of a run took, kept in a file beside the run."""
 
-    def __init__(self, path: Path, plan: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, path: Path, plan: Plan) -> None:
         """Reads the file if there is one.
 
         Raises:
-            RuntimeError: It is of another plan.
+            RuntimeError: A stage in it is of another plan.
         """
-        self._path, self._of = path, stable_hash(load_plan(plan, overrides).to_yaml())
-        self.seconds: dict[str, list[float]] = {}
-        if path.exists():
-            found = json.loads(path.read_text("utf-8"))
-            if found["of"] != self._of:
-                raise RuntimeError(f"{path.parent} has a run of another plan: remove it")
-            self.seconds = found["seconds"]
+        self._path, self._plan = path, plan
+        self._found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        for stage, one in self._found.items():
+            if one["of"] != self._of(stage):
+                raise RuntimeError(f"{path.parent} has a run of another plan (stage {stage or 'all'}): remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    def __contains__(self, stage: str) -> bool:
+        return stage in self._found
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Seconds by the clock and of the cores."""
+        return sum(one["seconds"] for one in self._found.values()), sum(one["cpu"] for one in self._found.values())
+
     def add(self, stage: str, finished: Finished) -> None:
-        """Notes a stage's seconds by the clock and of the cores."""
-        self.seconds[stage] = [finished.seconds, finished.cpu_seconds]
-        self._path.write_text(json.dumps({"of": self._of, "seconds": self.seconds}), "utf-8")
+        """Notes what a stage took."""
+        self._found[stage] = {"of": self._of(stage), "seconds": finished.seconds, "cpu": finished.cpu_seconds}
+        self._path.write_text(json.dumps(self._found), "utf-8")
+
+    def _of(self, stage: str) -> int:
+        """By what a stage is known: itself, those it descends from, and what all share; all stages without a name."""
+        own = [self._plan.stage(stage), *self._plan.ancestors(self._plan.stage(stage))] if stage else self._plan.stages
+        return stable_hash(replace(self._plan, stages=tuple(own)).to_yaml())
 
 
 def _train_lines(log: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE = "pretrained", "from scratch", "
 REPEATED = ("questions", "entailment", "dialogue", "grounding", "captions")
 """Stages that run with every seed; the others run with the first one alone."""
 
+_HIDDEN = {TEXT_ALONE: "picture", PICTURE_ALONE: "text"}
 QUICK_SHARE = 0.005
 QUICK_SAMPLES = 32
 
@@ -42,14 +43,14 @@ class Figure:
         score: The score, as ``task metric``.
         task: The task in words.
         higher_is_better: Whether a larger value is better.
-        hides_text: Whether the task makes sense without its text.
+        hides: What may be hidden, so that the task still makes sense: of the picture and the text.
     """
 
     stage: str
     score: str
     task: str
     higher_is_better: bool = True
-    hides_text: bool = True
+    hides: tuple[str, ...] = ("picture", "text")
 
 
 FIGURES = (
@@ -67,10 +68,22 @@ FIGURES = (
     Figure("grounding", "boxes, by regression accuracy at IoU 0.5", "referring expressions, box by regression"),
     Figure("grounding", "boxes, by choice accuracy at IoU 0.5", "... box chosen among all"),
     Figure("grounding", "masks mIoU", "... mask: mean IoU"),
-    Figure("captions", "captions keyword F1", "captions: keyword F1", hides_text=False),
+    Figure("captions", "captions keyword F1", "captions: keyword F1", hides=("picture",)),
     Figure("clips", "clips accuracy", "questions about a clip: accuracy"),
     Figure("statements", "statements on clips accuracy", "statements about a clip: accuracy"),
     Figure("sentiment", "sentiment MAE", "sentiment: mean absolute error", higher_is_better=False),
+    Figure("answers", "answers, written accuracy", "answers written word by word: accuracy"),
+    Figure("answers", "answers, ranked accuracy", "... ranked over a list"),
+    Figure("paragraphs", "paragraphs keyword F1", "paragraphs: keyword F1", hides=("picture",)),
+    Figure("phrases", "phrases any-box R@1", "phrases, any of their boxes"),
+    Figure("phrases", "phrases merged-box R@1", "... the box around all"),
+    Figure("retrieval", "retrieval text->image R@1", "pictures found by one of four captions: R@1", hides=()),
+    Figure("retrieval", "retrieval text->image, re-ranked R@1", "... re-ranked by matching", hides=()),
+    Figure("retrieval", "retrieval image->text R@1", "captions found by their picture: R@1", hides=()),
+    Figure("retrieval", "neighbours accuracy", "class of a drawing by its nearest neighbours: accuracy", hides=()),
+    Figure("clip_retrieval", "clips text->video R@1", "clips found by their caption: R@1", hides=()),
+    Figure("actions", "actions accuracy", "action recognition: accuracy", hides=()),
+    Figure("probe", "linear probe accuracy", "linear probe, class of a drawing: accuracy", hides=()),
 )
 
 
@@ -119,7 +132,7 @@ def overrides_of(variant: str, stages: Sequence[str]) -> list[str]:
             continue
         found.append(f"stages.{stage.name}.init_from=null")
         if variant != SCRATCH:
-            hidden = "picture" if variant == TEXT_ALONE else "text"
+            hidden = _HIDDEN[variant]
             found.append(f"stages.{stage.name}.data.0.where.hide=[{hidden}]")
             places = range(len(stage.evaluate.tasks))
             found += [f"stages.{stage.name}.evaluate.tasks.{place}.where.hide=[{hidden}]" for place in places]
@@ -133,7 +146,7 @@ def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, folder: Pa
         for stage in load_plan(PLAN).stages:
             places = range(len(stage.evaluate.tasks))
             overrides += [f"stages.{stage.name}.evaluate.tasks.{one}.max_samples={QUICK_SAMPLES}" for one in places]
-    wanted = [name for name in stages if variant != PICTURE_ALONE or _hides_text(name)]
+    wanted = [name for name in stages if variant not in _HIDDEN or _may_hide(name, _HIDDEN[variant])]
     return run_plan(PLAN, overrides, cores, [*_before(wanted), *wanted] if variant == PRETRAINED else wanted, folder)
 
 
@@ -145,8 +158,8 @@ def _before(stages: Sequence[str]) -> list[str]:
     return found
 
 
-def _hides_text(stage: str) -> bool:
-    return any(one.hides_text for one in FIGURES if one.stage == stage)
+def _may_hide(stage: str, what: str) -> bool:
+    return any(what in one.hides for one in FIGURES if one.stage == stage)
 
 
 def _values(figure: Figure, found: Sequence[PlanRun]) -> list[float]:

@@ -66,14 +66,17 @@ def test_a_kept_run_goes_on_where_it_was_ended(tmp_path, monkeypatch):
         return Finished("", 2.0, 1.0)
 
     monkeypatch.setattr(plan_runs, "run_on", ran)
-    once = partial(run_plan, learning.PLAN, cores=frozenset({0}), stages=["a", "b"], folder=tmp_path / "kept")
+    once = partial(
+        run_plan, learning.PLAN, cores=frozenset({0}), stages=["spatial", "temporal"], folder=tmp_path / "kept"
+    )
     with pytest.raises(RuntimeError, match="ended from outside"):
         once(["seed=1"])
     found = once(["seed=1"])
-    assert started == ["a", "b", "b"]
+    assert started == ["spatial", "temporal", "temporal"]
     assert (found.seconds, found.cpu_seconds) == (4.0, 2.0), "of both stages, though one was run before"
-    with pytest.raises(RuntimeError, match=r"kept has a run of another plan: remove it"):
-        once(["seed=2"])
+    assert once(["seed=1", "stages.joint.steps=7"]) == found, "neither of the two descends from the third"
+    with pytest.raises(RuntimeError, match=r"kept has a run of another plan \(stage temporal\): remove it"):
+        once(["seed=1", "stages.temporal.steps=7"])
 
 
 COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON, fillings.COMPARISON, sparse.COMPARISON]

@@ -31,6 +31,12 @@ def captions(random: np.random.Generator, cast: Cast) -> Made:
     return Made((scene,), texts, fields, {"region_boxes": numbers})
 
 
+def paragraphs(random: np.random.Generator, cast: Cast) -> Made:
+    """A scene as for captions, whose one text is its paragraph."""
+    scene = crowd(random, cast)
+    return Made((scene,), (paragraph(scene),), {"ground": scene.ground})
+
+
 def phrases(random: np.random.Generator, cast: Cast) -> Made:
     """A sentence about all things of a scene, and the phrase and the boxes of each of its parts."""
     scene = crowd(random, cast)

@@ -40,6 +40,7 @@ HIDDEN_TEXT = "?"
 
 _MAKERS: Mapping[str, Maker] = {
     "captions": describing.captions,
+    "paragraphs": describing.paragraphs,
     "phrases": describing.phrases,
     "entailment": statements.entailment,
     "pairs": statements.pairs,
