@@ -42,14 +42,12 @@ class Figure:
         stage: The stage that is scored.
         score: The score, as ``task metric``.
         task: The task in words.
-        higher_is_better: Whether a larger value is better.
         hides: What may be hidden, so that the task still makes sense: of the picture and the text.
     """
 
     stage: str
     score: str
     task: str
-    higher_is_better: bool = True
     hides: tuple[str, ...] = ("picture", "text")
 
 
@@ -71,7 +69,7 @@ FIGURES = (
     Figure("captions", "captions keyword F1", "captions: keyword F1", hides=("picture",)),
     Figure("clips", "clips accuracy", "questions about a clip: accuracy"),
     Figure("statements", "statements on clips accuracy", "statements about a clip: accuracy"),
-    Figure("sentiment", "sentiment MAE", "sentiment: mean absolute error", higher_is_better=False),
+    Figure("sentiment", "sentiment MAE", "sentiment: mean absolute error"),
     Figure("answers", "answers, written accuracy", "answers written word by word: accuracy"),
     Figure("answers", "answers, ranked accuracy", "... ranked over a list"),
     Figure("paragraphs", "paragraphs keyword F1", "paragraphs: keyword F1", hides=("picture",)),
@@ -162,6 +160,13 @@ def _may_hide(stage: str, what: str) -> bool:
     return any(what in one.hides for one in FIGURES if one.stage == stage)
 
 
+def _lower_is_better(figure: Figure) -> bool:
+    """What the task says, also where an earlier version has scored the runs."""
+    tasks = {f"{task.name} ": task for task in load_plan(PLAN).stage(figure.stage).evaluate.tasks}
+    named = ((task, name) for name, task in tasks.items() if figure.score.startswith(name))
+    return any(task.prefers_lower(figure.score.removeprefix(name)) for task, name in named)
+
+
 def _values(figure: Figure, found: Sequence[PlanRun]) -> list[float]:
     kept = [run.scores[figure.stage][figure.score] for run in found if figure.score in run.scores.get(figure.stage, {})]
     return [score.value for score in kept]
@@ -173,7 +178,7 @@ def _row(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> list[str]:
     cells = {variant: _values(figure, found) for variant, found in runs.items()}
     shown = [_shown(values) for values in cells.values()]
     with_it, without = cells[PRETRAINED], cells[SCRATCH]
-    if not figure.higher_is_better:
+    if _lower_is_better(figure):
         with_it, without = [-one for one in with_it], [-one for one in without]
     if len(with_it) == 1:
         return [figure.task, "-" if chance is None else f"{chance:.3f}", *shown, "one seed"]

@@ -7,9 +7,6 @@ from engine.plan.plan import CheckpointConfig, EvaluationPlan, Plan, StagePlan
 from engine.plan.schema import kinds
 from omnivl.tasks import Provided, TaskConfig
 
-LOWER_IS_BETTER = ("MAE", "mean rank", "median rank", "distribution")
-"""How figures end of which ``best_is: auto`` takes the lowest: errors, ranks from 1, a distance of distributions."""
-
 
 def provided_by(stage: StagePlan, ancestors: Iterable[StagePlan]) -> Provided:
     """What a stage provides to tasks.
@@ -49,7 +46,8 @@ def best_of(evaluate: EvaluationPlan, checkpoint: CheckpointConfig) -> Best | No
     if figure is None:
         return None
     if checkpoint.best_is == "auto":
-        return Best(figure, figure.partition("/")[2].endswith(LOWER_IS_BETTER))
+        name, _, metric = figure.partition("/")
+        return Best(figure, any(task.prefers_lower(metric) for task in evaluate.tasks if task.name == name))
     return Best(figure, checkpoint.best_is == "lowest")
 
 

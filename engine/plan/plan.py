@@ -102,8 +102,8 @@ class CheckpointConfig:
         keep_last: Number of newest checkpoints of a stage to keep.
         keep_best: Name of an evaluation figure, ``TASK/FIGURE``, whose best checkpoint is kept as well; null for none.
             A stage may name another (``evaluate.keep_best``).
-        best_is: Which value of it is best; ``auto``: the lowest of errors and ranks (``MAE``, ``mean rank``), the
-            highest of all others.
+        best_is: Which value of it is best; ``auto``: the one that the task says, which is the lowest of errors, ranks
+            and distances (``MAE``, ``mean rank``), and the highest of most figures.
         asynchronous: Write while training continues. Every process then needs host memory for a copy of its shard: its
             share of 12 bytes for each trained parameter and 4 for each other one.
     """

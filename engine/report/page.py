@@ -21,7 +21,7 @@ from engine.report.learning import StageCurve, learning_figure, learning_text
 from engine.report.run_files import REMEDY, RunFiles, read_evaluation, read_handover
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.summary import PlannedStage, leading_scores, planned_stages, run_state, stage_line
-from engine.report.table import format_interval, format_share
+from engine.report.table import format_interval, format_metric, format_share
 from engine.telemetry.curve import read_curve
 from engine.watch.failure import read_failure
 from omnivl.pages import page_template
@@ -58,6 +58,7 @@ def write_report(run_folder: Path) -> Path:
         lines=list(lines.values()),
         leading=leading_scores(evaluations[0] if evaluations else None),
         share=format_share,
+        metric=format_metric,
         interval=format_interval,
         headline=flat_facts({key: environment[key] for key in _HEADLINE if environment.get(key)}),
         evaluations=evaluations,

@@ -13,6 +13,11 @@ def format_share(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4f}"
 
 
+def format_metric(score: Score) -> str:
+    """The name of a metric, with an arrow behind it where a lower value is better."""
+    return f"{score.metric} \N{DOWNWARDS ARROW}" if score.lower_is_better else score.metric
+
+
 def format_interval(score: Score) -> str:
     """Half the width of a confidence interval, as ``±.012``; empty where there is none."""
     if score.interval is None:
@@ -36,7 +41,7 @@ def score_table(scores: Sequence[Score], title: str) -> PlainTable:
             table.add_section()
         table.add_row(
             score.task if score.task != previous else "",
-            score.metric,
+            format_metric(score),
             format_share(score.value),
             *([format_interval(score)] if shown else []),
             format_share(score.chance),

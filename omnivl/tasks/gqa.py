@@ -49,6 +49,7 @@ class GQATask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    lower_is_better: ClassVar[tuple[str, ...]] = ("distribution",)
 
     kind: Literal["gqa"] = "gqa"
     objective: str = "vqa"

@@ -1,7 +1,7 @@
 """Retrieval between pictures or clips and texts by the matching head, pair by pair."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -9,7 +9,7 @@ from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.predicting import KeepingTask
-from omnivl.tasks.ranking import first_texts, found_galleries, metrics_of, scores_of_ranks
+from omnivl.tasks.ranking import LOWER_RANKS, first_texts, found_galleries, metrics_of, scores_of_ranks
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.scorers.recall import Ranked, Relevance, ranks_both_ways
 
@@ -25,6 +25,8 @@ class MatchingTask(KeepingTask):
         max_samples: As for every task, with a smaller default.
         gallery: Number of queries to keep for the report.
     """
+
+    lower_is_better: ClassVar[tuple[str, ...]] = LOWER_RANKS
 
     kind: Literal["matching"] = "matching"
     objective: str = "itm"

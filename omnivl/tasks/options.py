@@ -45,6 +45,7 @@ class OptionsTask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    lower_is_better: ClassVar[tuple[str, ...]] = ("mean rank",)
     right_means: ClassVar[str] = "the right option has the highest score and no equal"
 
     kind: Literal["options"] = "options"

@@ -24,6 +24,9 @@ from omnivl.tasks.scorers.recall import (
     values_of_folds,
 )
 
+LOWER_RANKS = ("* median rank",)
+"""Those of the metrics of ``scores_of_ranks`` of which less is better."""
+
 
 def metrics_of(direction: str) -> tuple[str, ...]:
     """Metrics of ``scores_of_ranks`` of a direction such as ``image->text``."""

@@ -25,6 +25,7 @@ class Score:
         count: Number of queries.
         graded: Whether the value is a share and higher is better, so that it can be drawn as a bar towards 1.
         interval: The 95 % confidence interval of a mean over the queries, by the bootstrap; None where there is none.
+        lower_is_better: Whether a lower value is better; ``run_tasks`` fills it in, as the task says.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Score:
     count: int
     graded: bool = True
     interval: tuple[float, float] | None = None
+    lower_is_better: bool = False
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.predicting import KeepingTask
-from omnivl.tasks.ranking import first_texts, found_galleries, metrics_of, scores_of_ranks
+from omnivl.tasks.ranking import LOWER_RANKS, first_texts, found_galleries, metrics_of, scores_of_ranks
 from omnivl.tasks.reranking import matching_of_pictures, matching_of_texts, reranked
 from omnivl.tasks.results import Score, TaskResult
 from omnivl.tasks.scorers.recall import (
@@ -54,6 +54,8 @@ class RetrievalTask(KeepingTask):
         baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
         gallery: Number of queries to keep for the report.
     """
+
+    lower_is_better: ClassVar[tuple[str, ...]] = LOWER_RANKS
 
     kind: Literal["retrieval"] = "retrieval"
     text: Literal["caption", "captions", "tags"] = "caption"

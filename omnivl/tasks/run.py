@@ -1,6 +1,7 @@
 """Runs evaluation tasks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -28,4 +29,6 @@ def _run(task: Task, encoder: Encoder) -> TaskResult:
     result = task.run(encoder)
     others = [one.metric for one in result.scores if not any(fnmatchcase(one.metric, name) for name in task.figures)]
     assert not others, f"task {task.kind}: {others} are not among its figures, by which plans name them"
-    return result
+    return replace(
+        result, scores=tuple(replace(one, lower_is_better=task.prefers_lower(one.metric)) for one in result.scores)
+    )

@@ -33,6 +33,7 @@ class SentimentTask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    lower_is_better: ClassVar[tuple[str, ...]] = ("MAE",)
     right_means: ClassVar[str] = "the same whole number from -3 to 3 (Acc-7)"
 
     kind: Literal["sentiment"] = "sentiment"

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Self
 
 from moe.ranges import Range
@@ -48,7 +49,8 @@ class Task(ABC):
     """Base of all tasks. Instances are frozen and are their own configuration.
 
     Every task narrows ``kind`` to one literal, its name in plans. Every field has a default, so that a kind alone
-    specifies a task. Class attribute: ``reads``, what the task's samples must have beside a picture or clip.
+    specifies a task. Class attributes: ``reads``, what the task's samples must have beside a picture or clip;
+    ``lower_is_better``, those of its figures of which the lowest value is the best: errors, ranks, distances.
 
     Attributes:
         kind: Name of the task in plans.
@@ -62,6 +64,7 @@ class Task(ABC):
     """
 
     reads: ClassVar[Reads] = "caption"
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
 
     kind: str = ""
     name: str = ""
@@ -85,6 +88,10 @@ class Task(ABC):
     def figures(self) -> tuple[str, ...]:
         """The metrics of its scores, with ``*`` for what the data decide; by default they are not known beforehand."""
         return ("*",)
+
+    def prefers_lower(self, metric: str) -> bool:
+        """Whether a lower value of a metric of its scores is better."""
+        return any(fnmatchcase(metric, one) for one in self.lower_is_better)
 
     @abstractmethod
     def run(self, encoder: Encoder) -> TaskResult:

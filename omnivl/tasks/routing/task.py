@@ -46,6 +46,7 @@ class RoutingTask(Task):
     """
 
     reads: ClassVar[Reads] = "media"
+    lower_is_better: ClassVar[tuple[str, ...]] = ("dropped, *",)
 
     kind: Literal["routing"] = "routing"
     max_samples: Annotated[int, Range(1)] = 512

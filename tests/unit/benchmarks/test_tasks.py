@@ -65,18 +65,20 @@ def made(value: float, figure: Figure) -> PlanRun:
 
 
 @pytest.mark.parametrize(
-    ("better", "with_it", "without", "said"),
+    ("task", "metric", "with_it", "without", "said"),
     [
-        (True, (0.6, 0.7), (0.4, 0.5), "helps"),
-        (True, (0.3, 0.7), (0.4, 0.5), "within the range"),
-        (True, (0.3, 0.35), (0.4, 0.5), "hurts"),
-        (False, (0.3, 0.35), (0.4, 0.5), "helps"),
+        ("questions", "accuracy", (0.6, 0.7), (0.4, 0.5), "helps"),
+        ("questions", "accuracy", (0.3, 0.7), (0.4, 0.5), "within the range"),
+        ("questions", "accuracy", (0.3, 0.35), (0.4, 0.5), "hurts"),
+        ("sentiment", "MAE", (0.3, 0.35), (0.4, 0.5), "helps"),
+        ("sentiment", "MAE", (0.6, 0.7), (0.4, 0.5), "hurts"),
+        ("sentiment", "correlation", (0.6, 0.7), (0.4, 0.5), "helps"),
     ],
 )
 def test_a_row_says_whether_pretraining_helps(
-    better: bool, with_it: tuple[float, ...], without: tuple[float, ...], said: str
+    task: str, metric: str, with_it: tuple[float, ...], without: tuple[float, ...], said: str
 ) -> None:
-    figure = Figure("stage", "t m", "a task", higher_is_better=better)
+    figure = Figure(task, f"{task} {metric}", "a task")
     runs = {
         PRETRAINED: [made(value, figure) for value in with_it],
         SCRATCH: [made(value, figure) for value in without],

@@ -115,6 +115,25 @@ def test_a_task_in_no_union_runs_and_its_result_is_written_and_shown_as_others(t
     assert f"{score.value:.3f}" in printed
 
 
+class ErrorTask(TagTask):
+    """The same, of which less is better."""
+
+    lower_is_better = ("first tag *",)
+
+
+def test_a_task_in_no_union_says_of_which_of_its_figures_less_is_better() -> None:
+    (more,), (less,) = (
+        result.scores for result in run_tasks([TagTask(where=WHERE), ErrorTask(where=WHERE)], make_encoder())
+    )
+    assert (more.lower_is_better, less.lower_is_better) == (False, True)
+    assert replace(less, lower_is_better=False) == more
+    for score in (more, less):
+        console = Console(file=io.StringIO(), width=100)
+        console.print(score_table([score], "toy"))
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("first tag nearer \N{DOWNWARDS ARROW}" in printed) == score.lower_is_better
+
+
 def test_a_need_of_its_own_says_what_is_lacking() -> None:
     stage = Provided(MODEL, OBJECTIVES)
     assert TagTask().lacks(stage) == []

@@ -216,3 +216,14 @@ def test_figures_that_are_no_shares_have_no_bar(run: Path) -> None:
         page = write_report(run).read_text()
         assert "<b>6.500</b>" in page
         assert ('class="track' in page) == graded
+
+
+def test_figures_of_which_less_is_better_have_an_arrow(run: Path) -> None:
+    score = {"task": "t", "metric": "MAE", "value": 0.5, "chance": None, "baseline": None, "count": 3, "graded": False}
+    for known in ({}, {"lower_is_better": False}, {"lower_is_better": True}):
+        content = {"step": 1, "results": [{"scores": [{**score, **known}], "galleries": []}]}
+        (run / "stages" / "01-spatial" / "evaluation.json").write_text(json.dumps(content))
+        page = write_report(run).read_text()
+        lower = known.get("lower_is_better", False)
+        assert ('title="lower is better">MAE \N{DOWNWARDS ARROW}</td>' in page) == lower
+        assert ('<td class="metric">MAE</td>' in page) != lower

@@ -1,7 +1,7 @@
 """Which failures of an evaluation are kept, so that no later start repeats it; which checkpoint is the best."""
 
 import math
-import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,14 +11,20 @@ import pytest
 from engine.disk.checkpoint import SavedLayout, TrainerState
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import StageFolder
-from engine.plan.evaluation import LOWER_IS_BETTER
 from engine.plan.plan import CheckpointConfig, EvaluationPlan
 from engine.plan.schema import kinds
 from engine.processes import ranks
 from engine.run import resumption
 from engine.run.assessment import Assessment
-from omnivl.tasks import TaskConfig
-from omnivl.tasks.retrieval import RetrievalTask
+from omnivl.tasks import (
+    GQATask,
+    MatchingTask,
+    OptionsTask,
+    RetrievalTask,
+    RoutingTask,
+    SentimentTask,
+    TaskConfig,
+)
 
 
 class Failing(Assessment):
@@ -46,8 +52,12 @@ def test_a_neighbour_that_has_ended_is_no_failed_evaluation(
     assert {step: text.partition(": Conn")[0] for step, text in read_failed(folder.unevaluated).items()} == kept
 
 
+TASKS = (RetrievalTask(rerank=4, folds=5), OptionsTask(), SentimentTask(), RoutingTask(), GQATask(name="questions"))
+
+
 def assessment_of(checkpoint: CheckpointConfig, folder: Path, own: str | None = None) -> Assessment:
-    nothing, stage = cast(Any, None), cast(Any, SimpleNamespace(evaluate=EvaluationPlan(keep_best=own)))
+    evaluate = EvaluationPlan(tasks=TASKS, keep_best=own)
+    nothing, stage = cast(Any, None), cast(Any, SimpleNamespace(evaluate=evaluate))
     return Assessment(nothing, stage, nothing, StageFolder(folder), checkpoint)
 
 
@@ -66,7 +76,11 @@ def test_a_stage_may_have_a_best_figure_of_its_own(tmp_path: Path) -> None:
         ("sentiment/MAE", "auto", [1.2, 1.3, 0.9, 0.9], [1.2, 0.9]),
         ("options/mean rank", "auto", [40.0, 12.0, 20.0], [40.0, 12.0]),
         ("sentiment/correlation", "auto", [-0.1, 0.4, 0.3], [-0.1, 0.4]),
-        ("routing/dropped, image", "lowest", [0.2, 0.1, 0.3], [0.2, 0.1]),
+        ("routing/dropped, image", "auto", [0.2, 0.1, 0.3], [0.2, 0.1]),
+        ("routing/experts used, image", "auto", [2.0, 1.0, 3.0], [2.0, 3.0]),
+        ("routing/experts used, image", "lowest", [2.0, 1.0, 3.0], [2.0, 1.0]),
+        ("retrieval/text->image, re-ranked, folds of 5 median rank", "auto", [4.0, 2.0, 3.0], [4.0, 2.0]),
+        ("questions/distribution", "auto", [4.0, 2.0, 3.0], [4.0, 2.0]),
         ("sentiment/MAE", "highest", [1.2, 1.3, 0.9], [1.2, 1.3]),
         ("sentiment/MAE", "auto", [math.nan, 1.2, None, -math.inf, 1.1], [1.2, 1.1]),
     ],
@@ -83,15 +97,19 @@ def test_the_best_checkpoint_is_the_lowest_of_errors_and_ranks(
     assert found == kept
 
 
-def test_what_is_better_when_lower_is_a_figure_of_a_task() -> None:
+def test_what_is_better_when_lower_is_a_figure_of_the_task() -> None:
     """A figure that is called otherwise one day would be taken for one of which more is better."""
     tasks = [*(cls() for cls in kinds(TaskConfig).values()), RetrievalTask(rerank=4, folds=5)]
-    made = {figure for task in tasks for figure in task.figures}
-    lower = {
-        one for one in made if re.search(r"MAE|error|loss|distribution|rank(?!ed)", one) and "reciprocal" not in one
+    for task in tasks:
+        for pattern in task.lower_is_better:
+            assert any(fnmatchcase(figure, pattern) for figure in task.figures), (task.kind, pattern)
+    assert {task.kind: {one for one in task.figures if task.prefers_lower(one)} for task in tasks} == {
+        **{kind: set() for kind in kinds(TaskConfig)},
+        **{"sentiment": {"MAE"}, "options": {"mean rank"}, "gqa": {"distribution"}, "routing": {"dropped, *"}},
+        "matching": {one for one in MatchingTask().figures if one.endswith("rank")},
+        "retrieval": {one for one in tasks[-1].figures if one.endswith("rank")},
     }
-    assert {one for one in made if one.endswith(LOWER_IS_BETTER)} == lower
-    assert all(any(one.endswith(end) for one in lower) for end in LOWER_IS_BETTER), "each is a figure of a task"
+    assert len([one for one in tasks[-1].figures if tasks[-1].prefers_lower(one)]) == 8, "two ways, re-ranked, in folds"
 
 
 @pytest.mark.parametrize(
