@@ -153,19 +153,22 @@ class FewShotTask(PredictingTask):
         """See ``PredictingTask``: ``answers`` and their ``probabilities``, by the number of examples.
 
         Probabilities are those of the head among its list or ``answers``, of a ranked answer that of writing it; None
-        of one that is written freely.
+        of one that is written freely. The gallery needs what was ``read`` with the most examples: picture and text.
 
         Raises:
             DataError: There are too few examples, one lacks its answer or a field, or a text is too long.
         """
         support, media = self._support(encoder), dict[str, tuple[str, bytes]]()
         drawn = list(self._drawn(pictures.samples, support))
-        found: list[dict[str, dict[str, Any]]] = [{"answers": {}, "probabilities": {}} for _ in drawn]
+        found: list[dict[str, Any]] = [{"answers": {}, "probabilities": {}} for _ in drawn]
         for shots in self.shots:
             documents, texts = self._documents(pictures, drawn, support, shots, encoder, media)
             said = self._answers(documents, texts, shots, encoder)
             for line, (answer, share) in zip(found, said, strict=True):
                 line["answers"][str(shots)], line["probabilities"][str(shots)] = answer, share
+            if shots == self.shots[-1]:
+                for line, document, text in zip(found, documents.samples, texts, strict=True):
+                    line["read"] = document, text
         return found
 
     def truth(self, pictures: PictureSet, encoder: Encoder) -> list[list[str]]:
@@ -211,10 +214,9 @@ class FewShotTask(PredictingTask):
 
         One that chooses reads its chosen answer at the end of the text.
         """
-        support, most, objective = self._support(encoder), self.shots[-1], encoder.chain.objectives[self.objective]
-        drawn = list(self._drawn(pictures.samples, support))
-        chosen, before = pictures.chosen(places), [drawn[place] for place in places]
-        documents, texts = self._documents(chosen, before, support, most, encoder, {})
+        most, objective = self.shots[-1], encoder.chain.objectives[self.objective]
+        documents = self._set([predicted[place]["read"][0] for place in places], most, encoder)
+        texts = [predicted[place]["read"][1] for place in places]
         if isinstance(objective, Choose):
             given = [predicted[place]["answers"][str(most)] for place in places]
             pairs = zip(texts, given, strict=True)
@@ -268,8 +270,12 @@ class FewShotTask(PredictingTask):
             _document(sample, [support[one] for one in own[:shots]], media)
             for sample, own in zip(pictures.samples, before, strict=True)
         ]
+        return self._set(sets, shots, encoder), texts
+
+    def _set(self, documents: Sequence[Sample], shots: int, encoder: Encoder) -> PictureSet:
+        """Documents with so many pictures before that of the query."""
         names = tuple(str(number) for number in range(shots + 1))
-        return PictureSet.of(sets, self.media, encoder.model.inputs, names), texts
+        return PictureSet.of(documents, self.media, encoder.model.inputs, names)
 
     def _drawn(self, queries: Sequence[Sample], support: Sequence[Sample]) -> Iterator[list[int]]:
         """Places of the examples of each query, as many as the most shots or texts need.

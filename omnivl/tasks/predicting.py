@@ -99,7 +99,7 @@ class PredictingTask(KeepingTask):
             encoder: As for ``run``.
 
         Returns:
-            Of each sample the fields of ``predicts``.
+            Of each sample the fields of ``predicts``, which are kept, and those that only the gallery needs.
 
         Raises:
             DataError: A sample lacks what the model is asked with.
@@ -139,7 +139,7 @@ class PredictingTask(KeepingTask):
         predicted = self.predict(pictures, encoder)
         judged = self.judge(pictures, predicted, truth, encoder)
         right = ({"truth": one, **own} for one, own in zip(truth, judged.each, strict=True))
-        kept = self.kept(pictures, zip(predicted, right, strict=True), asked)
+        kept = self.kept(pictures, zip(map(self._predicted_fields, predicted), right, strict=True), asked)
         shown = self.galleries(pictures, predicted, truth, judged, encoder) if self.gallery else ()
         return TaskResult(judged.scores, shown, kept)
 
@@ -198,7 +198,13 @@ class PredictingTask(KeepingTask):
             DataError: A sample lacks what the model is asked with.
         """
         asked = self.asked(pictures)
-        return _lines(pictures, asked, ((found, {}) for found in self.predict(pictures, encoder)))
+        return _lines(
+            pictures, asked, ((self._predicted_fields(found), {}) for found in self.predict(pictures, encoder))
+        )
+
+    def _predicted_fields(self, found: Line) -> Line:
+        """The fields of a prediction that are kept."""
+        return {name: found[name] for name in self.predicts if name in found}
 
 
 def likely(probability: float | None) -> str:

@@ -12,8 +12,11 @@ from oracle import FOOD, MODEL, encoder_of
 from torch import Tensor
 
 from omnivl.architectures import ViLT
-from omnivl.data.sources.base import Sample
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources import open_source
+from omnivl.data.sources.base import Sample, Source
 from omnivl.errors import DataError, UserError
+from omnivl.inference import pictures as read
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet
@@ -109,7 +112,7 @@ def test_predictions_are_kept_by_the_number_of_examples(tmp_path: Path) -> None:
         assert line["answers"] == {"0": "drink", "2": "drink", "4": "fruit"} and line["text"] == "what is this?"
         assert line["probabilities"] == {n: pytest.approx(np.e / (np.e + 1)) for n in ("0", "2", "4")}
         assert line["scores"] == {n: float(own == line["truth"][0]) for n, own in line["answers"].items()}
-        assert line["right"] == (line["truth"] == ["fruit"])
+        assert line["right"] == (line["truth"] == ["fruit"]) and "read" not in line, "bytes of pictures are not kept"
     by_shots = {score.metric: score.value for score in result.scores}
     assert by_shots["accuracy, 2 shots"] == pytest.approx(1 - by_shots["accuracy, 4 shots"])
     (gallery,) = result.galleries
@@ -138,8 +141,16 @@ def test_the_attention_is_that_to_the_whole_document(monkeypatch: pytest.MonkeyP
         asked.setdefault(sample.where, {})[len(members)] = members, text
         return torch.tensor([0.0, float(text.endswith("fruit"))])
 
+    opened: list[str] = []
+
+    def opens(entry: DataEntryConfig, **options: Any) -> Source:
+        opened.append(entry.where["style"][0])
+        return open_source(entry, **options)
+
     monkeypatch.setattr(few_shot, "patch_attention", hears)
+    monkeypatch.setattr(read, "open_source", opens)
     (result,) = run_tasks([replace(KINDS, max_samples=9)], encoder_of(HEAD, says=says))
+    assert opened == ["noto", "fluent"], "queries and support, each once"
     ((documents, texts),) = heard
     shown = [([*one.members.values()], text) for one, text in zip(documents.samples, texts, strict=True)]
     assert shown == [asked[one.where][5] for one in documents.samples]
