@@ -28,7 +28,8 @@ class EntitiesReader(ListedReader):
         folder: The folder with Annotations and Sentences.
         images: Folder of Flickr30k's pictures.
         each_phrase: Whether a sample is a phrase that has boxes, with the smallest box around them, and not a sentence
-            with all of its phrases: what an objective of kind ``locate`` learns from.
+            with all of its phrases: what an objective of kind ``locate`` learns from. Phrases without boxes are left
+            out and listed.
 
     Examples:
       omnivl data convert entities flickr30k_entities flickr30k-images --lists val.txt --out shards
@@ -64,28 +65,32 @@ class EntitiesReader(ListedReader):
                 if line.strip() and not self.each_phrase:
                     yield partial(self._sentence, record, str(number), split, boxes)
                 elif line.strip():
-                    for place, (identifier, _, phrase) in enumerate(_PHRASE.findall(line)):
-                        if own := boxes.get(identifier):
-                            yield partial(self._phrase, record, f"{number}-{place}", split, phrase.strip(), own)
+                    yield from self._phrases(read, record, str(number), split, boxes)
+
+    def _phrases(
+        self, read: Reading, record: Record, name: str, split: str | None, boxes: Mapping[str, list[list[float]]]
+    ) -> Iterator[MakeEntry]:
+        try:
+            _, phrases = _marked(record)
+        except BadSampleError as error:
+            read.leave_out(error.rejection)
+            return
+        for place, (identifier, phrase) in enumerate(phrases):
+            yield partial(self._phrase, record, f"{name}-{place}", split, phrase, boxes.get(identifier, []))
 
     def _phrase(
         self, record: Record, name: str, split: str | None, phrase: str, boxes: Sequence[Sequence[float]]
     ) -> Entry:
+        if not boxes:
+            record.refuse("missing_field", f"{phrase[:60]!r} has no box")
         corners = list(zip(*boxes, strict=True))
         around = [min(corners[0]), min(corners[1]), max(corners[2]), max(corners[3])]
         return self._of_picture(record, name, split, phrase, {}, {"box": ("xyxy", around)})
 
     def _sentence(self, record: Record, name: str, split: str | None, boxes: Mapping[str, list[list[float]]]) -> Entry:
-        line = record.text("line")
-        found = _PHRASE.findall(line)
-        sentence = _PHRASE.sub(r"\3", line)
-        if re.search(r"\[/?EN#|\[/", sentence):
-            record.refuse("wrong_field", f"a mark is left in {sentence[:60]!r}; allowed: [/EN#NUMBER/TYPE phrase]")
-        meta = {
-            "phrases": [phrase.strip() for _, _, phrase in found],
-            "phrase_ids": [identifier for identifier, _, _ in found],
-        }
-        of_phrases = [boxes.get(identifier, []) for identifier, _, _ in found]
+        sentence, found = _marked(record)
+        meta = {"phrases": [phrase for _, phrase in found], "phrase_ids": [identifier for identifier, _ in found]}
+        of_phrases = [boxes.get(identifier, []) for identifier, _ in found]
         return self._of_picture(record, name, split, sentence, meta, {"phrase_boxes": ("xyxy", of_phrases)})
 
     def _of_picture(
@@ -103,6 +108,19 @@ class EntitiesReader(ListedReader):
             meta={"image_id": image, **meta},
             boxes=boxes,
         )
+
+
+def _marked(record: Record) -> tuple[str, list[tuple[str, str]]]:
+    """A line's sentence without marks, and the number and the words of each of its phrases.
+
+    Raises:
+        BadSampleError: A mark is left.
+    """
+    line = record.text("line")
+    sentence = _PHRASE.sub(r"\3", line)
+    if re.search(r"\[/?EN#|\[/", sentence):
+        record.refuse("wrong_field", f"a mark is left in {sentence[:60]!r}; allowed: [/EN#NUMBER/TYPE phrase]")
+    return sentence, [(identifier, phrase.strip()) for identifier, _, phrase in _PHRASE.findall(line)]
 
 
 def _boxes(read: Reading, file: Path) -> dict[str, list[list[float]]]:

@@ -281,6 +281,29 @@ def test_each_phrase_may_be_a_sample(tmp_path):
     assert (found["identity"], found["split"]) == ("flickr30k 1000", "val")
 
 
+def test_phrases_without_boxes_and_lines_with_a_mark_left_are_listed(tmp_path):
+    """The line with a mark left is refused once, whether it is a sentence or its phrases are samples."""
+    left = ("wrong_field", "1000.txt:2", "a mark is left in '[/EN#3 bad .'; allowed: [/EN#NUMBER/TYPE phrase]")
+    for each_phrase in (False, True):
+        converted(tmp_path, "entities", each_phrase=each_phrase)
+        lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+        told = [(one["cause"], Path(one["where"]).name, one["detail"]) for one in lines]
+        of_line = [one for one in told if one[1].startswith("1000.txt")]
+        without = [("missing_field", "1000.txt:1", f"{phrase!r} has no box") for phrase in ("hats", "here")]
+        assert of_line == ([*without, left] if each_phrase else [left])
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert sum(manifest["rejected"].values()) == len(lines) == len(of_line) + 2, "and the pictures without boxes"
+
+
+def test_a_line_with_a_mark_left_gives_no_phrase(tmp_path):
+    inputs.entities(tmp_path)
+    (tmp_path / "flickr30k_entities/Sentences/1000.txt").write_text("[/EN#1/people Two men] with [/EN#2 hats] .\n")
+    with pytest.raises(
+        DataError, match=r"1000\.txt:1: wrong_field: a mark is left in 'Two men with \[/EN#2 hats\] \.'"
+    ):
+        read(tmp_path, "entities", **inputs.INPUTS["entities"].arguments(tmp_path), each_phrase=True)
+
+
 def test_phrases(tmp_path):
     (found,) = converted(tmp_path, "entities").values()
     assert own(found) == {
