@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 
 from engine.disk.run_folder import RunFolder, StageFolder
+from engine.estimate.trained import mark_trained
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.processes.files import read_json
 from engine.report.curves import Record, evaluation_records, training_records
-from engine.step.adapters import adapt
 from engine.sweep.config import Point, Sweep
 from engine.watch.failure import read_failure
 from moe.sparse import served_shares
@@ -82,7 +82,7 @@ def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     """Trained parameters, and the number of them that one token uses."""
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
+    mark_trained(chain, stage)
     shares = served_shares(chain)
     trained = [one for one in chain.parameters() if one.requires_grad]
     active = sum(one.numel() * shares.get(id(one), 1.0) for one in trained)

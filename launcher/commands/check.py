@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
@@ -25,15 +24,15 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
 from engine.plan.warnings import stage_warnings
 from engine.run.preflight import Look
-from engine.step.adapters import adapt
-from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.step.freeze import store_frozen
 from engine.step.optimizer import muon_parameters
 from launcher.commands.check_tables import print_summary
 from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
 from moe.ranges import AUTO
 from omnivl.architectures.build import build_chain
-from omnivl.chain.chain import Chain, pass_label
+from omnivl.chain.chain import pass_label
+from omnivl.chain.names import only_trains, stack_of
 from omnivl.data.config import LoaderConfig
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
@@ -227,23 +226,16 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     """
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
+    mark_trained(chain, stage)
     parts: Counter[str] = Counter()
-    own = _trained(chain)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    own |= _trained(chain)  # adapters, too
-    for parameter, stack in own.items():
-        parts[stack] += parameter.numel()
-    everything = sum(parameter.numel() for parameter in chain.parameters())
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
-    trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
-    total = sum(parts.values())
-    return {**parts, "trained": trained, "frozen": total - trained, "momentum": everything - total}
-
-
-def _trained(chain: Chain) -> dict[nn.Parameter, str]:
-    """The parameters that are trained, with their stacks."""
-    return {one: layer.stack for layer in chain.layers for one in layer.parameters() if one.requires_grad}
+    marked: Counter[str] = Counter({"trained": 0, "frozen": 0, "momentum": 0})
+    for name, parameter in chain.named_parameters():
+        if only_trains(name):
+            marked["momentum"] += parameter.numel()
+        else:
+            parts[stack_of(name)] += parameter.numel()
+            marked["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return {**parts, **marked}
 
 
 def _host(stage: StagePlan) -> str:

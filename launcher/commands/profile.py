@@ -8,13 +8,14 @@ import typer
 
 from engine.disk.run_folder import write_whole
 from engine.estimate.layers import activation_bytes, blank_states, layer_seconds
+from engine.estimate.trained import mark_trained
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.profile import LayerUse, profile_json
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes.process_group import choose_device
-from engine.step.adapters import adapt
+from engine.step.freeze import store_frozen
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from engine.telemetry.environment import describe_environment
 from launcher.commands.outputs import require_writable
@@ -34,6 +35,8 @@ def profile(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each layer; the best counts.")] = 3,
 ) -> None:
     """Runs each layer of every stage's model forward and backward on blank samples, on one device of this machine.
+
+    Only what a stage trains has gradients of its own, and nothing before the first of it is run backward.
 
     Examples:
       omnivl profile configs/plans/quickstart.yaml
@@ -59,10 +62,11 @@ def _measure(
     meta = torch.device("meta")
     with meta:
         shapes = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
-    adapt(shapes, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
-    kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype).to(device)
-    adapt(chain, stage.lora, layouts=stage.layouts(), frozen=stage.freeze)
+    for one in (shapes, chain):
+        mark_trained(one, stage)
+        store_frozen(one, stage.model.stacks)
+    kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
     seconds = layer_seconds(chain, blank_states(stage, tokenizer, device), repeats)
     return {one: LayerUse(seconds[one], kept[one]) for one in seconds}
 
