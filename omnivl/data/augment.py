@@ -53,23 +53,24 @@ def training_view(
 
     Args:
         pixels: ``[T, H, W, 3]``.
-        size: Of the view. Where it is no square, ratios of crops are relative to its own.
+        size: Of the view. One of whole pictures, with two sides, shows all of them where nothing is cropped.
         config: Kinds and ranges of the changes.
         random: The sample's generator.
         flip_allowed: Whether the text stays true in a mirror.
         kept: Boxes ``[N, 4]`` that the crop shows as a whole: left, top, right, bottom as fractions. None: the crop is
             one of the configured area and ratio.
-        stretched: Whether a view that crops nothing shows the whole picture, whatever the ratio of the two.
+        stretched: Whether views of whole pictures are squares, so that ratios of crops are those of their pixels and
+            not relative to the picture's.
     """
     uniforms = random.random(13)  # one call, so that the number of draws does not depend on the configuration
     across, down = _sides(size)
     shape = pixels.shape[2], pixels.shape[1]
     if kept is not None:
         box = box_around(*shape, kept, uniforms[:4])
-    elif stretched and config.crop_scale == (1, 1):
+    elif not isinstance(size, int) and config.crop_scale == (1, 1):
         box = (0, 0, *shape)
     else:
-        box = crop_box(*shape, config, uniforms[:4], across / down)
+        box = crop_box(*shape, config, uniforms[:4], 1 if isinstance(size, int) or stretched else shape[0] / shape[1])
     if config.rotate == 0 and config.zoom == (1, 1):
         left, top, width, height = box
         view = resize(pixels[:, top : top + height, left : left + width], across, down)
@@ -121,7 +122,7 @@ def _sides(size: Size) -> tuple[int, int]:
 
 
 def crop_box(
-    width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64], ratio_of_view: float = 1.0
+    width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64], own_ratio: float = 1.0
 ) -> tuple[int, int, int, int]:
     """A random box (left, top, width, height) of the configured area and ratio.
 
@@ -134,12 +135,12 @@ def crop_box(
         height: H.
         config: Ranges of area and ratio.
         uniforms: Four numbers in [0, 1): area, ratio, horizontal and vertical place.
-        ratio_of_view: Width over height of the view, by which the ratios are multiplied.
+        own_ratio: Width over height that the configured ratios are relative to.
 
     Source: ``RandomResizedCrop`` of torchvision, whose distribution this is.
     """
     low, high = config.crop_scale
-    least, most = (ratio_of_view * ratio for ratio in config.crop_ratio)
+    least, most = (own_ratio * ratio for ratio in config.crop_ratio)
     again: np.random.Generator | None = None
     draw = uniforms[:2]
     for _ in range(_CROP_DRAWS):

@@ -151,24 +151,6 @@ def test_nothing_asked_nothing_done():
     assert np.array_equal(training_view(pixels, 16, PLAIN, random(), flip_allowed=True).pixels, pixels)
 
 
-@pytest.mark.parametrize(
-    ("size", "rows", "columns"),
-    [
-        ((24, 6), slice(3, 9), slice(0, 24)),  # four times as wide as high: all columns, 24 / 4 rows
-        ((4, 12), slice(0, 12), slice(10, 14)),  # a third as wide as high: all rows, 12 / 3 columns
-        ((24, 12), slice(0, 12), slice(0, 24)),  # the picture's own ratio
-    ],
-)
-def test_a_view_of_another_ratio_by_hand(size, rows, columns):
-    pixels = noise(frames=2, height=12, width=24)
-    view = training_view(pixels, size, PLAIN, random(), flip_allowed=True)
-    assert np.array_equal(view.pixels, pixels[:, rows, columns])
-    seen = np.array([[columns.start / 24, rows.start / 12, columns.stop / 24, rows.stop / 12]])
-    np.testing.assert_allclose(view.place.boxes(seen)[0], [[0, 0, 1, 1]], atol=1e-12)
-    halves = training_view(pixels, (size[0] // 2, size[1] // 2), PLAIN, random(), flip_allowed=True).pixels
-    assert np.array_equal(halves, resize(np.ascontiguousarray(pixels[:, rows, columns]), size[0] // 2, size[1] // 2))
-
-
 def turned(pixels: np.ndarray, uniforms: float = 0.999999, **changes: object) -> np.ndarray:
     return turned_view(pixels, len(pixels[0]), uniforms, **changes).pixels
 
@@ -311,10 +293,23 @@ def test_a_view_keeps_the_boxes_that_it_is_given():
         assert across >= 0.19 and down >= 0.29, "no smaller than in the whole picture"
 
 
-def test_a_stretched_view_shows_the_whole_picture_where_nothing_is_cropped():
+@pytest.mark.parametrize(("size", "stretched"), [((16, 16), True), ((16, 16), False), ((8, 24), False)])
+def test_a_view_of_whole_pictures_shows_all_of_one_where_nothing_is_cropped(size, stretched):
+    """Also of a later picture of a set, which has the size of the first whatever its own ratio."""
     pixels = noise(1, 20, 60)
-    view = training_view(pixels, (16, 16), PLAIN, random(), flip_allowed=True, stretched=True)
-    assert np.array_equal(view.pixels, resize(pixels, 16, 16))
-    assert np.array_equal(view.pixels, evaluation_view(pixels, (16, 16)).pixels)
+    view = training_view(pixels, size, PLAIN, random(), flip_allowed=True, stretched=stretched)
+    assert np.array_equal(view.pixels, resize(pixels, *size))
+    assert np.array_equal(view.pixels, evaluation_view(pixels, size).pixels)
     corners = np.array([[0.0, 0.0, 1.0, 1.0]])
     assert np.array_equal(view.place.boxes(corners)[0], corners)
+
+
+@pytest.mark.parametrize(("size", "stretched", "ratio"), [((8, 24), False, 3), ((16, 16), True, 1), (16, False, 1)])
+def test_crops_have_ratios_relative_to_the_picture_or_to_a_square(size, stretched, ratio):
+    """Of 20 x 60 pixels. A set's later picture is cropped by its own ratio, as it is seen whole in an evaluation."""
+    pixels, config = noise(1, 20, 60), AugmentConfig(crop_scale=(0.2, 0.3), crop_ratio=(1.0, 1.0), flip=0)
+    for seed in range(20):
+        view = training_view(pixels, size, config, random(seed), flip_allowed=False, stretched=stretched)
+        across, down = 60 / view.place.matrix[0, 0], 20 / view.place.matrix[1, 1]  # pixels of the crop
+        assert across / down == pytest.approx(ratio, rel=0.15), "up to whole pixels"
+        assert 0.15 < across * down / 1200 < 0.35

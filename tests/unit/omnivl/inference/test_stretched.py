@@ -102,14 +102,14 @@ def test_masks_of_wide_pictures() -> None:
 
 @pytest.mark.parametrize("sizes", list(MODELS))
 def test_pictures_of_a_set_are_seen_alike_and_as_by_the_loader(sizes: str) -> None:
-    """Squares are cropped or stretched, all or none, as in training; other pictures take the size of the first."""
+    """Squares are cropped or stretched, all or none; others take the size of the first. So does training."""
     tall = Sample("c", "c", as_png(np.random.default_rng(0).integers(0, 256, (96, 48, 3), dtype=np.uint8)), "png")
     members = {"1.png": media(wide()), "2.png": media(wide(MIDDLE)), "3.png": media(tall)}
     sample = Sample("a", "a", captions=("it",), members=members)
     inputs = MODELS[sizes].inputs
     seen = PictureSet.of([sample], "image", inputs, tuple(members)).view(0).permute(0, 2, 3, 1).numpy()
     config = DataEntryConfig("s", "images_text", pictures=tuple(members), augment=WHOLE)
-    for training in [False] if sizes == "native" else [False, True]:  # which crops native pictures to the first's ratio
+    for training in (False, True):
         reader = ExampleReader(config, None, inputs, key="k", seed=0, limits=DecodeLimits(), training=training)
         assert np.array_equal(seen, reader.finish(sample, 0).pictures)
     if sizes != "native":
