@@ -17,7 +17,7 @@ from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.vqa import VQA
-from omnivl.tasks.needs import Chooses, Need
+from omnivl.tasks.needs import Chooses, Need, PartsOfPictures
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import mean_score
 from omnivl.tasks.sample_fields import places_by, text_of, texts_of
@@ -42,7 +42,8 @@ class ClassificationTask(PredictingTask):
         identifier: Field with an identifier of NLVR2: adds the share of sentences that are right with all pictures.
         clips: Number of parts of a clip that are looked at, evenly spread.
         span: Share of the clip that each part has.
-        crops: Squares of a picture that are looked at, evenly spread along its longer side.
+        crops: Squares of a picture that are looked at, evenly spread along its longer side. More than one needs
+            ``model.sizes: fixed``: otherwise the whole picture is looked at.
     """
 
     reads: ClassVar[Reads] = "media"
@@ -61,8 +62,9 @@ class ClassificationTask(PredictingTask):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The head that answers."""
-        return (Chooses(self.objective, (VQA, Recognize)),)
+        """The head that answers, and views of parts of a picture for several of them."""
+        parts = (PartsOfPictures("crops", 1),) if self.crops > 1 else ()
+        return (Chooses(self.objective, (VQA, Recognize)), *parts)
 
     @property
     def figures(self) -> tuple[str, ...]:

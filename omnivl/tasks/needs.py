@@ -113,6 +113,26 @@ class Embeddings(Need):
 
 
 @dataclass(frozen=True)
+class PartsOfPictures(Need):
+    """Views of parts of a picture, of which there are several; those of whole pictures would all be the same.
+
+    Attributes:
+        option: See ``Lack``.
+        without: See ``Lack``.
+    """
+
+    option: str
+    without: Any
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        if stage.model.sizes == "fixed":
+            return None
+        what = f"sees whole pictures (model.sizes: {stage.model.sizes}), of which all crops would be the same"
+        return Lack(what, "set model.sizes to 'fixed'", self.option, self.without)
+
+
+@dataclass(frozen=True)
 class Shown(Need):
     """An architecture that takes images, clips or sets of images.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, S
 from omnivl.tasks import (
     ClassificationTask,
     GroundingTask,
+    Lack,
     NeighborsTask,
     OptionsTask,
     PhrasesTask,
@@ -355,6 +357,17 @@ class Watching(Encoder):
         seen = pictures.frames(range(len(pictures))).float().flatten(1).mean(dim=1)
         self.views.append(seen)  # type: ignore[attr-defined]
         return torch.stack([torch.zeros_like(seen), (seen - 100) / 10], dim=1)
+
+
+@pytest.mark.parametrize("sizes", ["native", "stretched"])
+def test_several_crops_of_whole_pictures_are_refused(sizes: Any) -> None:
+    """They would all be the same."""
+    stage = Provided(replace(MODEL, sizes=sizes), (Recognize(classes=("no", "yes")),))
+    task = ClassificationTask(objective="recognize", clips=3, crops=3)
+    what = f"sees whole pictures (model.sizes: {sizes}), of which all crops would be the same"
+    assert task.lacks(stage) == [Lack(what, "set model.sizes to 'fixed'", "crops", 1)]
+    assert replace(task, crops=1).lacks(stage) == []
+    assert task.lacks(Provided(MODEL, stage.objectives)) == []
 
 
 def test_views_of_clips_and_crops_are_averaged() -> None:
