@@ -7,6 +7,7 @@ sample is an error.
 import base64
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, Self
 
@@ -157,6 +158,15 @@ class PictureSet:
         """A set of some of the samples, in any order; a sample may be in it more than once."""
         some = copy.copy(self)
         some.samples = [self.samples[i] for i in indices]
+        return some
+
+    def by_caption(self) -> Self:
+        """The same samples, each as often as it has captions, one at a time; one without any once."""
+        some = copy.copy(self)
+        some.samples = []
+        for sample in self.samples:
+            each = [replace(sample, captions=(caption,)) for caption in sample.captions]
+            some.samples += each or [sample]
         return some
 
     @property

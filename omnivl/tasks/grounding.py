@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from omnivl.tasks.examples import Told
 from omnivl.tasks.needs import Chooses, Need
 from omnivl.tasks.predicting import Judged, Line, PredictingTask
 from omnivl.tasks.results import Score, mean_score
-from omnivl.tasks.sample_fields import box_of, places_by
+from omnivl.tasks.sample_fields import box_of, picture_of, places_by
 from omnivl.tasks.scorers.boxes import iou, is_right
 from omnivl.tasks.scorers.masks import THRESHOLDS, ious, mask_scores, overlap
 
@@ -32,7 +32,34 @@ Boxes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GroundingTask(PredictingTask):
+class ExpressionTask(PredictingTask):
+    """Base of tasks that ask for one thing in a picture by each of a sample's texts, which all name it.
+
+    Each text counts, as in published figures; ``max_samples`` bounds the samples. Intervals are drawn by picture.
+    """
+
+    reads: ClassVar[Reads] = "media"
+    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more"
+
+    source: str = "scenes"
+    max_samples: Annotated[int, Range(1)] = 1024
+
+    def picture_set(self, encoder: Encoder) -> PictureSet:
+        """See ``Task``: a sample for each text."""
+        return super().picture_set(encoder).by_caption()
+
+    def unjudged(self, encoder: Encoder) -> PictureSet:
+        """See ``PredictingTask``: a sample for each text."""
+        return super().unjudged(encoder).by_caption()
+
+    def mean(self, pictures: PictureSet, metric: str, values: NDArray[Any], chance: float | None = None) -> Score:
+        """The mean of the values of all expressions."""
+        owners = [picture_of(sample) for sample in pictures.samples]
+        return mean_score(self.name, metric, values, chance=chance, clusters=owners)
+
+
+@dataclass(frozen=True)
+class GroundingTask(ExpressionTask):
     """Share of expressions whose box is found with an intersection over union of 0.5 or more.
 
     An objective of kind ``locate`` predicts the box; one of kind ``region`` chooses it among the sample's candidates.
@@ -46,13 +73,8 @@ class GroundingTask(PredictingTask):
         by: Field by whose values accuracy is reported as well; null for none.
     """
 
-    reads: ClassVar[Reads] = "media"
-    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more"
-
     kind: Literal["grounding"] = "grounding"
     objective: str = "locate"
-    source: str = "scenes"
-    max_samples: Annotated[int, Range(1)] = 1024
     box: str = "box"
     candidates: str = "candidates"
     by: str | None = None
@@ -89,12 +111,12 @@ class GroundingTask(PredictingTask):
         wanted, found = np.array(truth), np.array([one["box"] for one in predicted])
         each, hits = iou(found, wanted), is_right(found, wanted)
         scores = [
-            mean_score(self.name, "accuracy at IoU 0.5", hits, chance=self._chance(pictures, wanted)),
-            mean_score(self.name, "mean IoU", each),
+            self.mean(pictures, "accuracy at IoU 0.5", hits, self._chance(pictures, wanted)),
+            self.mean(pictures, "mean IoU", each),
         ]
         if self.by is not None:
             for name, places in places_by(pictures.samples, self.by).items():
-                scores.append(mean_score(self.name, f"accuracy at IoU 0.5, {name}", hits[places]))
+                scores.append(self.mean(pictures.chosen(places), f"accuracy at IoU 0.5, {name}", hits[places]))
         own = [{"iou": value, "right": hit} for value, hit in zip(each.tolist(), hits.tolist(), strict=True)]
         return Judged(tuple(scores), own)
 
@@ -156,7 +178,7 @@ class GroundingTask(PredictingTask):
 
 
 @dataclass(frozen=True)
-class SegmentationTask(PredictingTask):
+class SegmentationTask(ExpressionTask):
     """Masks of referring expressions: mean and overall intersection over union, and precision at thresholds.
 
     Attributes:
@@ -165,13 +187,8 @@ class SegmentationTask(PredictingTask):
         mask: File of a sample that is its mask, black outside.
     """
 
-    reads: ClassVar[Reads] = "media"
-    right_means: ClassVar[str] = "an intersection over union (IoU) of 0.5 or more"
-
     kind: Literal["segmentation"] = "segmentation"
     objective: str = "segment"
-    source: str = "scenes"
-    max_samples: Annotated[int, Range(1)] = 1024
     mask: str = "mask.png"
 
     @property
@@ -209,9 +226,9 @@ class SegmentationTask(PredictingTask):
         shared, either = np.array(counted, dtype=np.int64).T
         each = ious(shared, either)
         scores = (
-            mean_score(self.name, "mIoU", each),
+            self.mean(pictures, "mIoU", each),
             Score(self.name, "oIoU", mask_scores(shared, either)["oIoU"], None, None, len(each)),
-            *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
+            *(self.mean(pictures, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
         )
         return Judged(scores, [{"iou": value, "right": value >= 0.5} for value in each.tolist()])
 

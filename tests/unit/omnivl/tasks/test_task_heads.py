@@ -1,7 +1,9 @@
 """Tasks of trained heads on generated scenes: what oracles and constants get, and what is refused."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,14 @@ from omnivl.tasks import (
     NeighborsTask,
     OptionsTask,
     PhrasesTask,
+    PredictingTask,
     Provided,
     SegmentationTask,
     SentimentTask,
     Task,
 )
 from omnivl.tasks.pairs import predict_pairs
+from omnivl.tasks.results import write_files
 from omnivl.tasks.run import run_tasks
 from omnivl.tasks.scorers.boxes import iou, merged
 
@@ -199,6 +203,73 @@ def test_grounding_by_regions() -> None:
     without = replace(task, candidates="regions")
     with pytest.raises(DataError, match="has no list 'regions' of boxes to choose from"):
         run_tasks([without], encoder_of(Region(), says=says))
+
+
+@dataclass(frozen=True)
+class OfSeveral(Task):
+    """Samples with two further texts, of which the second one is told apart."""
+
+    def picture_set(self, encoder: Encoder) -> PictureSet:
+        found = PictureSet(self.source, "image", self.where, encoder.model.inputs, self.max_samples, "media")
+        found.samples = [
+            replace(one, captions=(*one.captions, "that one", f"{one.captions[0]} again"), identity=f"picture {i // 2}")
+            for i, one in enumerate(found.samples)
+        ]
+        return found
+
+
+@dataclass(frozen=True)
+class Boxes(GroundingTask, OfSeveral):
+    """Boxes of samples of three texts."""
+
+
+@dataclass(frozen=True)
+class Masks(SegmentationTask, OfSeveral):
+    """Masks of samples of three texts."""
+
+
+def test_every_expression_of_a_sample_is_asked_and_counts(tmp_path: Path) -> None:
+    given = {"where": {**FOOD, "task": ("expressions",)}, "max_samples": 10}
+
+    def says(sample: Sample, text: str) -> Tensor:
+        assert sample.captions == (text,), "each stands alone"
+        return torch.zeros(4) if text == "that one" else torch.tensor(sample.meta["box"])
+
+    (result,) = run_tasks([Boxes(**given, predictions=True, gallery=6)], encoder_of(Locate(), says=says))
+    scores = {score.metric: score for score in result.scores}
+    assert scores["accuracy at IoU 0.5"].value == pytest.approx(2 / 3) and scores["accuracy at IoU 0.5"].count == 30
+    (file,) = write_files([result], tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["right"] for line in lines] == [True, False, True] * 10
+    assert len({line["where"] for line in lines}) == 10 and lines[2]["text"] == f"{lines[0]['text']} again"
+    assert [one.asked for one in result.galleries[0].examples] == [lines[5 * place]["text"] for place in range(6)]
+    # Each of the five pictures has as many right as wrong ones, so that drawing pictures changes nothing.
+    assert scores["accuracy at IoU 0.5"].interval == pytest.approx((2 / 3, 2 / 3))
+
+    nothing = encoder_of(Segment(), says=lambda sample, text: -torch.ones(32, 32))
+    (masks,) = run_tasks([Masks(**given)], nothing)
+    assert {score.count for score in masks.scores} == {30}
+
+
+def test_every_expression_is_predicted_where_nothing_is_known_to_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample("a", "s.tar:a", frames=np.zeros((1, 32, 32, 3), dtype=np.uint8), captions=("one", "two"))
+    pictures = PictureSet.of([sample], "image", MODEL.inputs)
+    monkeypatch.setattr(PredictingTask, "unjudged", lambda task, encoder: pictures)
+    encoder = encoder_of(Locate(), says=lambda sample, text: torch.full((4,), float(text == "two")))
+    task = GroundingTask()
+    lines = task.lines(task.unjudged(encoder), encoder)
+    assert [(line["where"], line["text"], line["box"].tolist()) for line in lines] == [
+        ("s.tar:a", "one", [0.0] * 4),
+        ("s.tar:a", "two", [1.0] * 4),
+    ]
+
+
+def test_samples_without_a_text_are_named_where_each_text_is_asked() -> None:
+    sample = Sample("a", "s.tar:a", frames=np.zeros((1, 32, 32, 3), dtype=np.uint8), meta={"box": [0, 0, 1, 1]})
+    pictures = PictureSet.of([sample, replace(sample, captions=("one", "two"))], "image", MODEL.inputs).by_caption()
+    assert [one.captions for one in pictures.samples] == [(), ("one",), ("two",)]
+    with pytest.raises(DataError, match=r"s\.tar:a has no caption"):
+        _ = pictures.captions
 
 
 def test_a_box_in_the_middle_of_a_wide_picture() -> None:
