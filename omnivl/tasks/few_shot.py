@@ -18,7 +18,6 @@ from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS
 from omnivl.objectives.choose import Choose
-from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.randomness import generator
 from omnivl.tasks.answering import answers_of, as_people_spell, counted, likeliest, people_of
@@ -82,6 +81,7 @@ class FewShotTask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    lists: ClassVar[tuple[str, ...]] = ("answers",)
     right_means: ClassVar[str] = (
         "with the most examples, what was given is the right answer in any spelling, or has a VQA accuracy above 0"
     )
@@ -102,13 +102,12 @@ class FewShotTask(PredictingTask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Reads the list of answers and checks the options.
+        """Checks the options.
 
         Raises:
-            UserError: The list cannot be read, or an option does not fit.
+            UserError: The list of answers cannot be read, or an option does not fit.
         """
         super().__post_init__()
-        object.__setattr__(self, "answers", read_list(self.answers, f"task {self.name}", "answers"))
         found = [
             ("media", self.media, self.media == "image", "'image'; change it"),
             ("pictures", list(self.pictures), not self.pictures, "none: samples have one picture each; remove it"),

@@ -12,7 +12,6 @@ from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.locate import Locate
-from omnivl.objectives.text_lists import read_list
 from omnivl.tasks.captions import STOP_WORDS, WritingTask
 from omnivl.tasks.drawn import with_boxes
 from omnivl.tasks.examples import Told
@@ -54,6 +53,7 @@ class GroundedCaptionsTask(WritingTask):
     """
 
     reads: ClassVar[Reads] = "caption"
+    lists: ClassVar[tuple[str, ...]] = ("classes",)
     right_means: ClassVar[str] = (
         "caption and sentence both name a thing, and all that both name have boxes with an intersection over union "
         "(IoU) above 0.5"
@@ -65,15 +65,6 @@ class GroundedCaptionsTask(WritingTask):
     phrases: str = "phrases"
     boxes: str = "phrase_boxes"
     classes: str | tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Reads the list of classes.
-
-        Raises:
-            UserError: It cannot be read.
-        """
-        super().__post_init__()
-        object.__setattr__(self, "classes", read_list(self.classes, f"task {self.name}", "classes"))
 
     @property
     def needs(self) -> tuple[Need, ...]:

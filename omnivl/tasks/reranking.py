@@ -48,21 +48,6 @@ def reranked(
     return rows
 
 
-def matching_of_pictures(
-    encoder: Encoder, objective: str, pictures: PictureSet, texts: Sequence[str], candidates: Tensor
-) -> Tensor:
-    """Log odds that pictures match their candidate texts, fp32 ``[Q, K]``.
-
-    Args:
-        encoder: A stage with the matching head.
-        objective: Key of the head's objective.
-        pictures: Q pictures.
-        texts: C texts.
-        candidates: int64 ``[Q, K]``, texts of each picture.
-    """
-    return encoder.predict(objective, pictures, texts, candidates)
-
-
 def matching_of_texts(
     encoder: Encoder, objective: str, pictures: PictureSet, texts: Sequence[str], candidates: Tensor
 ) -> Tensor:

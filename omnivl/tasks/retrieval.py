@@ -20,7 +20,7 @@ from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.predicting import KeepingTask
 from omnivl.tasks.ranking import LOWER_RANKS, first_texts, found_galleries, metrics_of, scores_of_ranks
-from omnivl.tasks.reranking import matching_of_pictures, matching_of_texts, reranked
+from omnivl.tasks.reranking import matching_of_texts, reranked
 from omnivl.tasks.results import Score, TaskResult
 from omnivl.tasks.scorers.recall import (
     LARGEST_BLOCK,
@@ -126,12 +126,12 @@ class RetrievalTask(KeepingTask):
         """Similarities from pictures to texts and from texts to pictures; those that are re-ranked come last."""
         found: list[tuple[Rows, Rows]] = [(compared.of_pictures, compared.of_texts)]
         if self.rerank:
-            given = encoder, self.matcher, compared.pictures, compared.texts
-            limits = self.rerank, self.rerank_temperature
+            given, limits = (self.matcher, compared.pictures, compared.texts), (self.rerank, self.rerank_temperature)
+            of_texts = partial(matching_of_texts, encoder, *given)
             found.append(
                 (
-                    reranked(compared.of_pictures, compared.relevance, *limits, partial(matching_of_pictures, *given)),
-                    reranked(compared.of_texts, compared.transposed, *limits, partial(matching_of_texts, *given)),
+                    reranked(compared.of_pictures, compared.relevance, *limits, partial(encoder.predict, *given)),
+                    reranked(compared.of_texts, compared.transposed, *limits, of_texts),
                 )
             )
         return found

@@ -10,6 +10,7 @@ from moe.ranges import Range
 from omnivl.data.config import DataEntryConfig
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet, Reads, evaluation_entry
+from omnivl.objectives.text_lists import read_list
 from omnivl.tasks.needs import Lack, Need, Provided, Shown
 from omnivl.tasks.results import TaskResult
 
@@ -50,7 +51,8 @@ class Task(ABC):
 
     Every task narrows ``kind`` to one literal, its name in plans. Every field has a default, so that a kind alone
     specifies a task. Class attributes: ``reads``, what the task's samples must have beside a picture or clip;
-    ``lower_is_better``, those of its figures of which the lowest value is the best: errors, ranks, distances.
+    ``lower_is_better``, those of its figures of which the lowest value is the best: errors, ranks, distances;
+    ``lists``, those of its fields that are a list of texts or the path of a file with one, which is read.
 
     Attributes:
         kind: Name of the task in plans.
@@ -65,6 +67,7 @@ class Task(ABC):
 
     reads: ClassVar[Reads] = "caption"
     lower_is_better: ClassVar[tuple[str, ...]] = ()
+    lists: ClassVar[tuple[str, ...]] = ()
 
     kind: str = ""
     name: str = ""
@@ -75,9 +78,15 @@ class Task(ABC):
     pictures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Fills in the name."""
+        """Fills in the name and what the files of lists hold.
+
+        Raises:
+            UserError: A list cannot be read.
+        """
         if not self.name:
             object.__setattr__(self, "name", self.kind)
+        for option in self.lists:
+            object.__setattr__(self, option, read_list(getattr(self, option), f"task {self.name}", option))
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -10,7 +10,6 @@ from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
-from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.answering import answers_of, as_people_spell, counted, people_of
 from omnivl.tasks.examples import Told
@@ -40,6 +39,7 @@ class VQATask(PredictingTask):
     """
 
     reads: ClassVar[Reads] = "media"
+    lists: ClassVar[tuple[str, ...]] = ("answers",)
     right_means: ClassVar[str] = "VQA accuracy above 0"
 
     kind: Literal["vqa"] = "vqa"
@@ -51,15 +51,6 @@ class VQATask(PredictingTask):
     first_token_twice: bool = False
     question: str = "question"
     question_type: str = "question_type"
-
-    def __post_init__(self) -> None:
-        """Reads the list of answers.
-
-        Raises:
-            UserError: It cannot be read.
-        """
-        super().__post_init__()
-        object.__setattr__(self, "answers", read_list(self.answers, f"task {self.name}", "answers"))
 
     @property
     def needs(self) -> tuple[Need, ...]:
