@@ -97,19 +97,13 @@ def counted(
         with backward:
             torch.autograd.backward([out], [ones])
     elements = sum(one.numel() for one in module.parameters()) // share
-    useful = sum(count * one.flops for one, count in forward.found.items())
-    done, undone = (_halved(one.found) if causal else one.found for one in (forward, backward))
+    useful = sum(
+        count * one.flops * (2 if causal and one.kind == "attention" else 1) for one, count in forward.found.items()
+    )
+    done, undone = forward.found, backward.found
     again = Counter(undone) + Counter(done) if recomputed else undone
     made = Pass(name, done, again, *(0.0,) * 7, 0)
     return made, LayerSize(elements, 0, 0, 0, 0, elements, 0), 3 * useful
-
-
-def _halved(operations: Operations) -> Operations:
-    """With half of the operations of attention."""
-    return {
-        (replace(one, flops=one.flops / 2) if one.kind == "attention" else one): count
-        for one, count in operations.items()
-    }
 
 
 def step_of(

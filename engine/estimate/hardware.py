@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from engine.estimate.attention import reached
 from engine.estimate.operations import Operation, Operations
+from engine.estimate.products import product_seconds
 from engine.plan.parallel import Precision
 from engine.plan.parse import load_section
 from moe.ranges import Range
@@ -66,8 +68,10 @@ class HardwareConfig:
         device: ``gpu`` or ``cpu``. A CPU has other kernels, and its processes share their cores with the links.
         memory_gib: Memory of the device.
         peak_tflops: Peak rate of dense matrix products.
-        product_share: Share of the peak that large matrix products reach.
-        attention_share: Share of the peak that fused attention reaches.
+        product_share: Share of the peak that large matrix products reach, on an accelerator while all multiprocessors
+            work on full tiles (``products.py``).
+        attention_share: Share of the peak that fused attention reaches, forward and backward together, on an accelerator
+            on long rows of heads of 128 (``attention.py``).
         memory_gigabytes_per_second: Bandwidth of the device's memory.
         memory_share: Share of that bandwidth that a layer's operations reach, each of which allocates a new tensor.
         operation_seconds: Time that the process takes to start an operation.
@@ -78,7 +82,10 @@ class HardwareConfig:
         host_memory_gib: Host memory of a node.
         host_gigabytes_per_second: Between a device and its host's memory.
         storage_gigabytes_per_second: Between storage and a node, in each direction.
-        decoded_images_per_second: Images that a node decodes and augments, all cores together; null where unknown.
+        cores_per_node: Cores of a node's processors.
+        core_images_per_second: Images that a core reads, decodes and augments; null where unknown.
+        multiprocessors: Of an accelerator; null where the shapes of products are not to be taken into account, as on a
+            CPU.
     """
 
     name: str
@@ -97,11 +104,18 @@ class HardwareConfig:
     host_memory_gib: Annotated[float, Range(above=0)]
     host_gigabytes_per_second: Annotated[float, Range(above=0)]
     storage_gigabytes_per_second: Annotated[float, Range(above=0)]
-    decoded_images_per_second: Annotated[float, Range(above=0)] | None = None
+    cores_per_node: Annotated[int, Range(1)]
+    core_images_per_second: Annotated[float, Range(above=0)] | None = None
+    multiprocessors: Annotated[int, Range(1)] | None = None
 
     def peak_flops(self, precision: Precision) -> float:
         """Floating point operations per second by the data sheet; ``precision`` is not ``auto``."""
         return float(getattr(self.peak_tflops, precision)) * 1e12
+
+    @property
+    def decoded_images_per_second(self) -> float | None:
+        """Images that all cores of a node together read, decode and augment; None where unknown."""
+        return None if self.core_images_per_second is None else self.cores_per_node * self.core_images_per_second
 
     @property
     def faster_precision(self) -> Precision:
@@ -138,8 +152,19 @@ class HardwareConfig:
     def _product_seconds(self, operation: Operation) -> float:
         if not operation.flops:
             return 0.0
-        share = self.attention_share if operation.kind == "attention" else self.product_share
-        return operation.flops / (self.peak_flops(operation.precision) * float(getattr(share, operation.precision)))
+        peak = self.peak_flops(operation.precision)
+        if operation.kind == "attention":
+            rate = peak * float(getattr(self.attention_share, operation.precision))
+            return operation.flops / (rate * (reached(*operation.shape) if operation.shape else 1.0))
+        rate = peak * float(getattr(self.product_share, operation.precision))
+        if self.multiprocessors is None or not operation.shape:
+            return operation.flops / rate
+        return product_seconds(
+            *operation.shape,
+            multiprocessors=self.multiprocessors,
+            flops_per_second=rate,
+            bytes_per_second=self.memory_gigabytes_per_second * 1e9,
+        )
 
 
 def load_hardware(name: str) -> HardwareConfig:

@@ -169,13 +169,14 @@ def _fused_attention(
     if not query.is_meta:
         return usual(query, key, value, attn_mask=attn_mask, **options)
     made: Tensor
+    causal = bool(options.get("is_causal"))
     if attn_mask is None and query.dtype != torch.float32:
-        made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)[0]
         return made
     if attn_mask is not None:
         added = query.new_empty(attn_mask.shape) if attn_mask.dtype == torch.bool else attn_mask
         attn_mask = added.expand(*query.shape[:3], key.shape[2])
-    made = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+    made = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, 0.0, causal)[0]
     return made
 
 

@@ -19,7 +19,7 @@ from engine.estimate.operations import OperationCounter
 from engine.plan.yaml import write_yaml
 from engine.processes import ranks
 from engine.processes.collectives import all_gather_rows, reduce_scatter_rows
-from engine.telemetry.environment import describe_environment, memory_bytes
+from engine.telemetry.environment import describe_environment, memory_bytes, usable_cores
 from engine.telemetry.peak import Clock, measured_peak
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -74,6 +74,8 @@ def measure_hardware(
         host_memory_gib=memory / 2**30,
         host_gigabytes_per_second=_mean(_host_rate(device, timed) if is_gpu else bandwidth, device) / 1e9,
         storage_gigabytes_per_second=1.0,
+        cores_per_node=usable_cores(),
+        multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else None,
     )
 
 

@@ -4,6 +4,7 @@ Each operation takes the longer of its time for products and its time for bytes 
 nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,12 +41,15 @@ class Operation:
         precision: ``bf16``, or ``fp32`` for every other type.
         flops: Floating point operations of its products; 0 for ``other``.
         bytes: Read and written.
+        shape: Of a product: number of equal ones, rows, columns, depth. Of attention: keys that a query looks at on
+            average, width of a head. Empty where it is neither or not known.
     """
 
     kind: Kind
     precision: Literal["fp32", "bf16"]
     flops: float
     bytes: float
+    shape: tuple[int, ...] = ()
 
 
 Operations = Mapping[Operation, float]
@@ -78,13 +82,26 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and counts it."""
         out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name not in _FREE and not func.is_view:
-            self.found[_operation(func, name, args, kwargs or {}, out)] += 1
+        if not is_free(func):
+            self.found[counted_operation(func, args, kwargs or {}, out)] += 1
         return out
 
 
-def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operation:
+def is_free(func: Any) -> bool:
+    """Whether an operation costs nothing: a view, or an allocation."""
+    return func.overloadpacket.__name__ in _FREE or func.is_view
+
+
+def counted_operation(func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
+    """The work of an operation that has run.
+
+    Args:
+        func: That was dispatched.
+        args: Its arguments.
+        kwargs: Those with names.
+        out: Its result.
+    """
+    name = func.overloadpacket.__name__
     given = list(tensors_in((args, *kwargs.values())))
     made = list(tensors_in((out,)))
     written = sum(map(_nbytes, made))
@@ -93,7 +110,30 @@ def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operat
     precision: Literal["fp32", "bf16"] = "bf16" if floats and floats[0].dtype == torch.bfloat16 else "fp32"
     flops = _flops(func, name, args, kwargs, out)
     kind: Kind = "other" if not flops else ("attention" if "attention" in name else "product")
-    return Operation(kind, precision, flops, read + written)
+    if kind == "attention" and "for_cpu" not in name:
+        named = {one.name: value for one, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        keys, width = named["key"].shape[-2:]
+        if named.get("is_causal"):  # a query looks at half of the keys on average
+            return Operation(kind, precision, flops / 2, read + written, (keys // 2, width))
+        return Operation(kind, precision, flops, read + written, (keys, width))
+    return Operation(kind, precision, flops, read + written, _product_shape(name, args, kwargs) if flops else ())
+
+
+def _product_shape(name: str, args: Any, kwargs: Any) -> tuple[int, ...]:
+    """Number, rows, columns and depth of a product; empty for convolutions, whose kernels choose their own."""
+    if name in ("addmm", "baddbmm"):
+        args = args[1:]
+    if name in ("mm", "addmm"):
+        return 1, args[0].shape[0], args[1].shape[1], args[0].shape[1]
+    if name in ("bmm", "baddbmm"):
+        return *args[0].shape[:2], args[1].shape[2], args[0].shape[2]
+    if name == "_grouped_mm" and args[0].dim() == 2:
+        rows, bank = args[:2]
+        if bank.dim() == 3:
+            return len(bank), math.ceil(len(rows) / len(bank)), bank.shape[2], rows.shape[1]
+        groups = len(args[2] if len(args) > 2 else kwargs["offs"])  # of two tensors of rows a product for each group
+        return groups, rows.shape[0], bank.shape[1], math.ceil(rows.shape[1] / groups)
+    return ()
 
 
 def _flops(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> float:

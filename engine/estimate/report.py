@@ -7,6 +7,7 @@ import torch
 
 from engine.errors import PlanError
 from engine.estimate.activities import COMPUTE
+from engine.estimate.loading import loading_seconds
 from engine.estimate.memory import Memory, process_memory
 from engine.estimate.skew import Loads, part_of_banks
 from engine.estimate.step import StepEstimate, estimate_step
@@ -211,11 +212,12 @@ def estimate_stage(
         for sort in stage.batch_sorts()
     )
     samples = stage.samples_per_step(processes)
-    decoded = decoded_images_per_second or cluster.hardware.decoded_images_per_second
-    storage = 1e9 * cluster.hardware.storage_gigabytes_per_second
-    loading = {"storage": per_sample * samples / cluster.nodes / storage}
-    if decoded is not None:
-        loading["decoding"] = work.frames * samples / cluster.nodes / decoded
+    loading = loading_seconds(
+        cluster.hardware,
+        node_bytes=per_sample * samples / cluster.nodes,
+        node_images=work.frames * samples / cluster.nodes,
+        decoded_images_per_second=decoded_images_per_second,
+    )
     sizes = work.layers.values()
     return StageEstimate(
         stage=stage,

@@ -31,7 +31,8 @@ def machine() -> HardwareConfig:
         host_memory_gib=64.0,
         host_gigabytes_per_second=10.0,
         storage_gigabytes_per_second=1.0,
-        decoded_images_per_second=1000.0,
+        cores_per_node=10,
+        core_images_per_second=100.0,
     )
 
 

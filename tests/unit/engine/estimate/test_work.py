@@ -38,12 +38,37 @@ def test_operations_by_hand() -> None:
         query = torch.zeros(2, 3, 16, 64, dtype=torch.bfloat16)
     with OperationCounter() as counter:
         (x @ weight.t()).relu().view(2, 16)
-    product = Operation("product", "bf16", 2.0 * 4 * 6 * 8, 2.0 * (4 * 6 + 6 * 8 + 4 * 8))
+    product = Operation("product", "bf16", 2.0 * 4 * 6 * 8, 2.0 * (4 * 6 + 6 * 8 + 4 * 8), (1, 4, 8, 6))
     assert counter.found == {product: 1, Operation("other", "bf16", 0.0, 2.0 * 2 * 4 * 8): 1}
     with accelerator_kernels(), OperationCounter() as counter:
         F.scaled_dot_product_attention(query, query, query)
     (attention,) = counter.found
     assert attention.kind == "attention" and attention.flops == 4 * 2 * 3 * 16 * 16 * 64
+    assert attention.shape == (16, 64)
+
+
+def test_a_causal_query_looks_at_half_of_the_keys() -> None:
+    query = torch.zeros(2, 3, 16, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    whole, half = OperationCounter(), OperationCounter()
+    for counter, causal in ((whole, False), (half, True)):
+        with accelerator_kernels(), counter:
+            out = F.scaled_dot_product_attention(query, query, query, is_causal=causal)
+            torch.autograd.backward([out], [torch.ones_like(out)])
+    flops = [sorted(one.flops for one in counter.found if one.flops) for counter in (whole, half)]
+    assert flops[0] == [2 * one for one in flops[1]] and len(flops[1]) == 2
+    assert {one.shape for one in half.found if one.flops} == {(8, 64)}
+
+
+def test_shapes_of_products_that_are_computed_together() -> None:
+    with META:
+        rows, bank = torch.zeros(60, 16, dtype=torch.bfloat16), torch.zeros(4, 16, 32, dtype=torch.bfloat16)
+        ends = torch.zeros(4, dtype=torch.int32)
+    with accelerator_kernels(), OperationCounter() as counter:
+        torch._grouped_mm(rows, bank, offs=ends)
+        torch._grouped_mm(rows.t(), torch.zeros(60, 32, dtype=torch.bfloat16, device="meta"), offs=ends)
+        torch.bmm(bank.transpose(1, 2), bank)
+    shapes = [one.shape for one in counter.found if one.kind == "product"]
+    assert shapes == [(4, 15, 32, 16), (4, 16, 32, 15), (4, 32, 32, 16)]
 
 
 def test_operations_are_those_that_mfu_counts() -> None:
