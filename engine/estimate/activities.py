@@ -26,11 +26,6 @@ REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gathe
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
 TIED, MATRICES = "copies of layers", "exchange of matrices"
 
-TRADED = 7
-"""Bytes read and written per byte of rows that are sent to experts and back, the mean of both directions: rows that
-arrive are brought into the experts' order and out of it again, and those that come back are padded. A test counts
-them."""
-
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 12
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
 twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division; by
@@ -38,11 +33,10 @@ a gradient's cast to bf16 and back."""
 
 
 @dataclass(frozen=True)
-class _Copies:
-    """Bytes per element that DeepSpeed copies for its collectives and its optimizer.
+class Copies:
+    """Bytes per element that a host copies for its collectives and its optimizer.
 
-    They were counted in its steps under ``OperationCounter`` on two and four processes. One part is independent of the
-    number of processes, the other one is proportional to a process' share.
+    One part is independent of the number of processes, the other one is proportional to a process' share.
 
     Attributes:
         reduced: For trained parameters in a reduction: copied into the bucket, flattened, divided.
@@ -61,15 +55,17 @@ class _Copies:
     added_share: float = 0.0
 
 
-_COPIES: Mapping[int, _Copies] = {
-    0: _Copies(),
-    1: _Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0),
-    2: _Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0, added_share=12.0),
-    3: _Copies(
-        reduced=24.0, reduced_share=24.0, gathered=8.0, gathered_share=8.0, stepped_share=39.0, added_share=12.0
-    ),
+COPIES: Mapping[int, Copies] = {
+    0: Copies(),
+    1: Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0),
+    2: Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0, added_share=12.0),
+    3: Copies(reduced=24.0, reduced_share=24.0, gathered=8.0, gathered_share=8.0, stepped_share=39.0, added_share=12.0),
 }
-"""By ZeRO stage."""
+"""DeepSpeed's, by ZeRO stage: counted in its steps under ``OperationCounter`` on two and four processes."""
+
+COLLECTIVE_MULTIPROCESSORS = 16
+"""That a collective occupies on an accelerator while it works beside the computation. Source: NVIDIA, "Enabling Fast
+Inference and Resilient Training with NCCL 2.27": 16 or more without SHARP [recalled]."""
 
 
 @dataclass
@@ -130,11 +126,13 @@ class StepBuilder:
         cluster: Cluster,
         expert_parallel: int,
         division: Division,
+        copies: Copies | None = None,
     ) -> None:
         self.stage, self.work, self.cluster, self.hardware = stage, work, cluster, cluster.hardware
         self.division, self.stages = division, len(division.cuts)
         self.replicas = cluster.processes // self.stages
         self.experts, self.zero = expert_parallel, zero_stage(stage)
+        self.copied = COPIES[self.zero] if copies is None else copies
         self.passes = [[work.passes[place] for place in part] for part in division.cuts]
         self.sizes = [[work.layers[name] for name in division.owned(number)] for number in range(self.stages)]
         self.copies = [[work.layers[name] for name in division.copied(number)] for number in range(self.stages)]
@@ -223,7 +221,7 @@ class StepBuilder:
                 joined = all_gather(one.joined * self.replicas, self.data)
                 joined = replace(joined, within_messages=joined.within_messages * one.joins)
                 last = (self._transfer(stage, joined, last, JOIN),)
-            last = self._trade(stage, one.routed, last)
+            last = self._trade(stage, one, one.routed, last)
             last = (self._compute(stage, one.forward, last),)
             computed.append(last)
         return last
@@ -237,7 +235,7 @@ class StepBuilder:
             last = (self._compute(stage, one.backward, last),)
             if one.joined_gradient:
                 last = (self._transfer(stage, all_reduce(one.joined_gradient, self.data), last, JOIN),)
-            last = self._trade(stage, one.routed_gradient, last)
+            last = self._trade(stage, one, one.routed_gradient, last)
             computed.append(last)
             size = self.work.layers[one.layer]
             if firsts[one.layer] != number or not size.trained:
@@ -252,8 +250,11 @@ class StepBuilder:
         """Adds the gradients of a micro-batch to those before it."""
         if number == 0:
             return after
-        held = sum(self._held(size) for size in (*self.sizes[stage], *self.copies[stage]))
-        moved = _ADD * held if self.zero < 2 else _COPIES[self.zero].added_share * held / self.replicas
+        sizes = (*self.sizes[stage], *self.copies[stage])
+        if self.zero < 2:
+            moved = _ADD * sum(self._held(size) for size in sizes)
+        else:  # of experts a process has its part, shared with the processes that hold the same
+            moved = self.copied.added_share * sum(size.trained for size in sizes) / self.replicas
         return (self._add(stage, "compute", self.hardware.copy_seconds(moved), after, COMPUTE),)
 
     def _finish(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
@@ -266,7 +267,7 @@ class StepBuilder:
         local = sum(self._held(size) for size in sizes)
         moved = (trained / self.replicas) if self.zero else local
         after = self._step_matrices(stage, after)
-        copies = _COPIES[self.zero].stepped_share * moved
+        copies = self.copied.stepped_share * moved
         if self.stage.parallel.host == "plain" and self.replicas > 1:
             copies = _AVERAGE * local
         if self.stage.parallel.offload != "none":
@@ -311,7 +312,8 @@ class StepBuilder:
 
     def _compute(self, stage: int, operations: Operations, after: Sequence[int]) -> int:
         if id(operations) not in self._seconds:  # the same in every micro-batch
-            self._seconds[id(operations)] = self.hardware.seconds(operations)
+            slowest = self.hardware.slowest(self.cluster.processes)
+            self._seconds[id(operations)] = slowest * self.hardware.seconds(operations)
         return self._add(stage, "compute", self._seconds[id(operations)], after, COMPUTE)
 
     @property
@@ -326,14 +328,14 @@ class StepBuilder:
         size = self.work.layers[one.layer]
         dense, experts = size.gathered, size.gathered_experts / self.experts
         total = all_gather(dense, self.data) + self._over_copies(all_gather, experts)
-        copies = _COPIES[self.zero]
+        copies = self.copied
         moved = (copies.gathered + copies.gathered_share / self.replicas) * (dense + experts) / 4.0
         return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps, moved=moved),)
 
     def _reduce(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...], *, waits: bool = True) -> int:
         collective: Collective = reduce_scatter if self.zero == 3 else all_reduce
         held = sum(self._held(size) for size in sizes)
-        copies = _COPIES[self.zero]
+        copies = self.copied
         moved = (copies.reduced + copies.reduced_share / self.replicas) * held
         width = 4.0
         if self.stage.parallel.communication_dtype == "bf16":
@@ -371,12 +373,12 @@ class StepBuilder:
             return Transfer()
         return collective(size, self.cluster.group(self.replicas // self.experts, self.experts))
 
-    def _trade(self, stage: int, rows: float, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes of rows to the experts and back, in either direction of the step."""
+    def _trade(self, stage: int, one: Pass, rows: float, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes of a pass' rows to the experts and back, in either direction of the step."""
         if self.experts == 1 or not rows:
             return after
         total = all_to_all(rows, self.cluster.group(self.experts)) * 2.0
-        return (self._transfer(stage, total, after, EXPERTS, moved=TRADED * rows),)
+        return (self._transfer(stage, total, after, EXPERTS, moved=one.reordered * rows),)
 
     def _transfer(
         self,
@@ -387,12 +389,21 @@ class StepBuilder:
         waits: bool = True,
         moved: float = 0.0,
     ) -> int:
-        """Occupies the link, or the device if that waits for it. ``moved`` bytes are copied before and after it."""
+        """Occupies the link, or the device if that waits for it. ``moved`` bytes are copied before or after it.
+
+        Beside the computation the copies still take turns with it on the device, as do the multiprocessors that the
+        collective occupies: as if the device worked for it alone for their share of its time.
+        """
         known = self.built.traffic[stage].get(cause, Transfer())
         self.built.traffic[stage][cause] = known + transfer
-        resource = "compute" if waits or not self.hardware.overlaps else "link"
-        seconds = transfer.seconds(self.hardware) + self.hardware.copy_seconds(moved)
-        return self._add(stage, resource, seconds, after, cause)
+        seconds, copied = transfer.seconds(self.hardware), self.hardware.copy_seconds(moved)
+        if waits or not self.hardware.overlaps:
+            return self._add(stage, "compute", seconds + copied, after, cause)
+        if self.hardware.multiprocessors is not None:
+            copied += seconds * COLLECTIVE_MULTIPROCESSORS / self.hardware.multiprocessors
+        if transfer.kind == "gather":
+            return self._add(stage, "compute", copied, [self._add(stage, "link", seconds, after, cause)], cause)
+        return self._add(stage, "link", seconds, [self._add(stage, "compute", copied, after, cause)], cause)
 
     def _add(self, stage: int, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
         return self.built.add(f"{stage}/{resource}", seconds, after, cause)

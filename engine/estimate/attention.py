@@ -1,10 +1,10 @@
-"""What share of its rate on long rows fused attention reaches: kernels lose time at the ends of rows, and in narrow heads.
+"""What share of its rate on long rows fused attention reaches: it loses time at the ends of rows and in narrow heads.
 
 For each block of queries a kernel starts and ends once, and takes an exponential for each score whatever the width of a
 head is: both take as much time as some further keys or columns would. Their numbers follow from the rates that
-FlashAttention-2 reaches on an H100 at 512 to 16,384 keys. The formula meets those of heads of 128 within 8 % (forward and
-backward together, and forward with a causal mask), of heads of 64 within 6 % with a causal mask, within 8 % without one
-from 2,048 keys on, and is 21 % below the forward rate at 512.
+FlashAttention-2 reaches on an H100 at 512 to 16,384 keys. The formula meets those of heads of 128 within 8 % (forward
+and backward together, and forward with a causal mask), of heads of 64 within 6 % with a causal mask, within 8 % without
+one from 2,048 keys on, and is 17 % below the forward rate at 512.
 
 Source: Shah et al., FlashAttention-3, arXiv 2407.08608, figures 5 and 6.
 """

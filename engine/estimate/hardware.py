@@ -1,7 +1,9 @@
 """What a cluster's devices and links can do: one YAML file per kind of machine, in ``configs/hardware``."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Literal
 
 from engine.estimate.attention import reached
@@ -70,8 +72,8 @@ class HardwareConfig:
         peak_tflops: Peak rate of dense matrix products.
         product_share: Share of the peak that large matrix products reach, on an accelerator while all multiprocessors
             work on full tiles (``products.py``).
-        attention_share: Share of the peak that fused attention reaches, forward and backward together, on an accelerator
-            on long rows of heads of 128 (``attention.py``).
+        attention_share: Share of the peak that fused attention reaches, forward and backward together; on an
+            accelerator on long rows of heads of 128 (``attention.py``).
         memory_gigabytes_per_second: Bandwidth of the device's memory.
         memory_share: Share of that bandwidth that a layer's operations reach, each of which allocates a new tensor.
         operation_seconds: Time that the process takes to start an operation.
@@ -86,6 +88,7 @@ class HardwareConfig:
         core_images_per_second: Images that a core reads, decodes and augments; null where unknown.
         multiprocessors: Of an accelerator; null where the shapes of products are not to be taken into account, as on a
             CPU.
+        spread: Deviation of the logarithm of equal devices' speeds. Steps take as long as the slowest of all processes.
     """
 
     name: str
@@ -107,6 +110,7 @@ class HardwareConfig:
     cores_per_node: Annotated[int, Range(1)]
     core_images_per_second: Annotated[float, Range(above=0)] | None = None
     multiprocessors: Annotated[int, Range(1)] | None = None
+    spread: Annotated[float, Range(0)] = 0.0
 
     def peak_flops(self, precision: Precision) -> float:
         """Floating point operations per second by the data sheet; ``precision`` is not ``auto``."""
@@ -140,6 +144,10 @@ class HardwareConfig:
         if self.device == "gpu":
             found[STARTING] = max(0.0, found[STARTING] - found[PRODUCTS] - found[MEMORY])
         return found
+
+    def slowest(self, processes: int) -> float:
+        """How many times as long as the mean device the slowest of some takes (Blom's estimate of the maximum)."""
+        return math.exp(self.spread * NormalDist().inv_cdf((processes - 0.375) / (processes + 0.25)))
 
     def move_seconds(self, moved_bytes: float) -> float:
         """How long a device takes to read and write bytes of its memory, in place and in order."""

@@ -12,6 +12,7 @@ from engine.estimate.activities import (
     GATHER,
     JOIN,
     REDUCE,
+    Copies,
     StepActivities,
     StepBuilder,
     zero_stage,
@@ -67,6 +68,7 @@ def estimate_step(
     *,
     expert_parallel: int = 1,
     division: Division | None = None,
+    copies: Copies | None = None,
 ) -> StepEstimate:
     """Simulates a step.
 
@@ -76,17 +78,18 @@ def estimate_step(
         cluster: Where it runs.
         expert_parallel: Processes over which banks are cut.
         division: Which passes each pipeline stage makes; None without a pipeline.
+        copies: That the host makes; None: DeepSpeed's.
     """
     wanted = stage.batch.gradient_accumulation_steps
     if division is not None:
-        built = StepBuilder(stage, work, cluster, expert_parallel, division).pipeline(wanted)
+        built = StepBuilder(stage, work, cluster, expert_parallel, division, copies).pipeline(wanted)
     else:
         layers = dict.fromkeys(work.layers, 0)
         whole = Division((range(len(work.passes)),), ((),), dict.fromkeys(layers, (0,)), layers)
-        built = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(min(wanted, 2))
+        built = StepBuilder(stage, work, cluster, expert_parallel, whole, copies).whole(min(wanted, 2))
         built.wanted = wanted
         if wanted > 2:
-            built.shorter = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(1)
+            built.shorter = StepBuilder(stage, work, cluster, expert_parallel, whole, copies).whole(1)
     seconds = built.seconds()
     timeline = built.network.timeline()
     cuts = [range(len(work.passes))] if division is None else division.cuts

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from engine.estimate.banks import BankCounter, BankWork, calls_of_banks, even_loads
 from engine.estimate.forms import layer_form, state_form
+from engine.estimate.fused import PassCounter
 from engine.estimate.layers import accelerator_kernels, activation_bytes, apart, blank_states, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.matrices import Matrices, layer_matrices
-from engine.estimate.operations import OperationCounter, Operations, weighted
+from engine.estimate.operations import Operations, weighted
 from engine.estimate.trained import mark_trained
 from engine.hosts.pipeline.reads import Notes, ReadState, Wanted, notes_of, unread
 from engine.hosts.zero.sizes import ZeroSizes
@@ -31,6 +32,12 @@ from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.flops import chain_flops, num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.parts.block import BlockLayer
+
+REORDERED = 7.0
+"""Bytes read and written per byte of rows that are sent to experts and back, the mean of both directions: rows that
+arrive are brought into the experts' order and out of it again, and those that come back are padded. A test counts
+them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class Pass:
         activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
         banks: What of the forward pass' operations banks of sparse experts do.
         banks_backward: Likewise of the backward pass, with what is recomputed in it.
+        reordered: Bytes read and written beside the exchange per byte of rows that are sent there and back.
     """
 
     layer: str
@@ -117,6 +125,7 @@ class Pass:
     activations: int
     banks: BankWork = field(default_factory=BankWork)
     banks_backward: BankWork = field(default_factory=BankWork)
+    reordered: float = REORDERED
 
 
 @dataclass(frozen=True)
@@ -232,7 +241,8 @@ def model_work(
     states = blank_states(stage, tokenizer, device, chain=chain, words=() if words is None else (words,))
     with even_loads(chain):
         kept = activation_bytes(chain, states)
-        found = [_crossing(list(_passes(chain, state, gather, kept))) for state in states]
+        compiled = stage.parallel.compile and device.type == "meta"
+        found = [_crossing(list(_passes(chain, state, gather, kept, compiled=compiled))) for state in states]
         peaks = tuple(live_peak(chain, state) for state in states)
     weights = [sort.share for sort in stage.batch_sorts()]
     moved = muon_parameters(chain, stage.optimizer)
@@ -283,10 +293,13 @@ def _crossing(passed: Sequence[_Passed]) -> list[Pass]:
     return found[::-1]
 
 
-def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[_Passed]:
+def _passes(
+    chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int], *, compiled: bool
+) -> Iterator[_Passed]:
     """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter.
 
-    A pass of the same form as an earlier one is not run again.
+    A pass of the same form as an earlier one is not run again. Operations of compiled blocks are counted as the
+    compiler joins them, but for those with sparse experts, whose part is counted by itself.
     """
     known: dict[Hashable, tuple[_Passed, State]] = {}
     forms, counter = {id(layer): layer_form(layer) for layer in chain.layers}, BankCounter()
@@ -297,12 +310,13 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             yield replace(found, found=replace(found.found, layer=one_pass[0], activations=kept[one_pass]))
             continue
         gather.joined = gather.gradient = gather.calls = 0
-        forward, backward = OperationCounter(), OperationCounter()
+        fused = compiled and isinstance(layer, BlockLayer) and not served_shares(layer)
+        operations = PassCounter(fused=fused)
         with ExitStack() as stack:
             stack.enter_context(accelerator_kernels())
             calls = stack.enter_context(calls_of_banks(layer))
             watched = ReadState.of(apart(state))
-            with forward:
+            with operations.forward():
                 after = layer(watched)
             notes = notes_of(watched, after)
             given, after = unread(watched), unread(after)
@@ -312,7 +326,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             called = list(calls)
             if made:
                 gather.in_backward = True
-                with backward:
+                with operations.backward(made):
                     torch.autograd.backward(made, gradients)
                 gather.in_backward = False
             again = calls[len(called) :]
@@ -321,10 +335,11 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             parameter.grad = None
         layer.discard_step()
         state = apart(after)
+        forward, backward = operations.found()
         made_here = Pass(
             layer=one_pass[0],
-            forward=forward.found,
-            backward=backward.found,
+            forward=forward,
+            backward=backward,
             joined=joined,
             joined_gradient=gather.gradient,
             joins=joins,

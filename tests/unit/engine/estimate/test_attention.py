@@ -1,4 +1,4 @@
-"""The share of its rate that attention reaches, against the formula by hand and the public figures that it is made from."""
+"""The share of its rate that attention reaches: the formula by hand, and the public figures that it is made from."""
 
 from dataclasses import replace
 

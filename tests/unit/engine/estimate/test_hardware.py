@@ -31,8 +31,8 @@ def test_an_unknown_machine_is_named() -> None:
     with pytest.raises(UserError) as error:
         load_hardware("h10")
     assert str(error.value) == (
-        "--hardware: got 'h10', which is no file; allowed are a100, a100-40gb, b200, h100, h100-500w, h200, xeon-avx512 "
-        "or the path of a YAML file; name one of them, or measure this machine with `omnivl measure FILE`"
+        "--hardware: got 'h10', which is no file; allowed are a100, a100-40gb, b200, h100, h100-500w, h200, "
+        "xeon-avx512 or the path of a YAML file; name one of them, or measure this machine with `omnivl measure FILE`"
     )
 
 

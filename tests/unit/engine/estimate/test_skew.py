@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.estimate.activities import TRADED
 from engine.estimate.banks import calls_of_banks, even_loads
 from engine.estimate.hardware import load_hardware
 from engine.estimate.operations import OperationCounter, Operations, weighted
@@ -24,7 +23,7 @@ from engine.estimate.skew import (
     read_loads,
 )
 from engine.estimate.traffic import Cluster
-from engine.estimate.work import Pass, model_work
+from engine.estimate.work import REORDERED, Pass, model_work
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.parse import load_plan
 from moe.config import LIMoEConfig
@@ -246,7 +245,7 @@ def test_copies_around_the_exchange_of_rows_are_counted() -> None:
         with OperationCounter() as counter:
             bank(rows, torch.full((bank.num_experts,), 512 // bank.num_experts)).backward(given)
         moved.append(_bytes(counter.found))
-    assert moved[1] - moved[0] == pytest.approx(2 * TRADED * 512 * 64 * 4, rel=0.1)
+    assert moved[1] - moved[0] == pytest.approx(2 * REORDERED * 512 * 64 * 4, rel=0.1)
 
 
 def test_only_products_of_experts_and_their_rows_grow() -> None:

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from engine.estimate.activities import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE, TIED
+from engine.estimate.activities import (
+    COLLECTIVE_MULTIPROCESSORS,
+    COMPUTE,
+    EXPERTS,
+    GATHER,
+    JOIN,
+    OPTIMIZER,
+    REDUCE,
+    TIED,
+    Copies,
+)
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.step import estimate_step
 from engine.estimate.traffic import Cluster
@@ -96,6 +106,43 @@ def test_zero_3_hides_what_computing_covers(machine: HardwareConfig, even_work: 
     assert hidden.seconds == pytest.approx(12.0 + 0.5 + 3 / 4 * 4e6 / 0.009e9, rel=0.01)
     open_ = estimate_step(stage, even_work(4), Cluster(replace(slow, overlaps=False), 1, 4))
     assert open_.seconds == pytest.approx(12.0 + 7 * 0.5 + 4 * 3 / 4 * 4e6 / 0.009e9, rel=0.01)
+
+
+def test_copies_and_collectives_take_turns_with_the_computation(machine: HardwareConfig, even_work: Work) -> None:
+    """The device copies for each gather and reduction, and lends multiprocessors to them, although links overlap."""
+    slow = replace(machine, within_node=replace(machine.within_node, gigabytes_per_second=0.009))
+    lending = replace(slow, multiprocessors=10 * COLLECTIVE_MULTIPROCESSORS)
+    stage, copies = _stage(host="zero", zero_stage=3), Copies(gathered=8.0, reduced=6.0)
+    cluster, wide = Cluster(slow, 1, 4), Cluster(lending, 1, 4)
+    plain = estimate_step(stage, even_work(4), cluster, copies=Copies()).seconds
+    copied = estimate_step(stage, even_work(4), cluster, copies=copies).seconds
+    # Seven gathers of 1.5 M elements, since the last layer stays, and four reductions of a million; 100 GB/s.
+    assert copied - plain == pytest.approx((7 * 8 * 1.5e6 + 4 * 6 * 1e6) / 100e9, rel=0.01)
+    # Half a second of each gather and a third of each reduction, of which a tenth is the device's; the first gather and
+    # the last reduction have it after and before the time in which nothing is computed.
+    lent = estimate_step(stage, even_work(4), wide, copies=Copies()).seconds
+    assert lent - plain == pytest.approx((7 * 0.5 + 4 / 3) / 10, rel=0.01)
+
+
+def test_the_slowest_of_equal_devices_sets_the_pace(machine: HardwareConfig, even_work: Work) -> None:
+    uneven = replace(machine, spread=0.1)
+    assert uneven.slowest(1) == pytest.approx(1.0)
+    assert uneven.slowest(8) == pytest.approx(1.153, abs=2e-3)  # 1.42 deviations
+    stage = _stage(host="plain")
+    alone, eight = (estimate_step(stage, even_work(4), Cluster(uneven, 1, count)) for count in (1, 8))
+    computing = [
+        sum(one.seconds for one in each.activities.activities if one.cause == COMPUTE) for each in (alone, eight)
+    ]
+    assert computing == pytest.approx([12.0, 12.0 * uneven.slowest(8)])
+
+
+def test_gradients_of_experts_are_added_where_they_are(machine: HardwareConfig, even_work: Work) -> None:
+    """Under ZeRO-2 a process adds its share of dense parameters, and of experts its part: all of it, without copies."""
+    stage = _stage(2, host="zero", zero_stage=2)
+    work = even_work(1, experts=400_000)
+    step = estimate_step(stage, work, Cluster(machine, 1, 4), expert_parallel=4, copies=Copies(added_share=12.0))
+    added = min(one.seconds for one in step.activities.activities if one.cause == COMPUTE)
+    assert added == pytest.approx(12 * (600_000 / 4 + 400_000 / 4) / 100e9)
 
 
 def test_experts_trade_four_times(machine: HardwareConfig, even_work: Work) -> None:

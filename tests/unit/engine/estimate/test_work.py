@@ -83,6 +83,28 @@ def test_operations_are_those_that_mfu_counts() -> None:
     assert sum(one.activations for one in again.passes) < 0.5 * sum(one.activations for one in work.passes)
 
 
+def test_a_compiled_block_moves_less_for_the_same_products() -> None:
+    stage, tokenizer = _stage("emoji.yaml", "spatial")
+    compiled, _ = _stage("emoji.yaml", "spatial", "parallel.compile=true")
+    eager, joined = (model_work(one, tokenizer, 1, META) for one in (stage, compiled))
+    assert _flops(joined) == _flops(eager)
+
+    def between(work: ModelWork, stack: str) -> tuple[float, float]:
+        found = [
+            (count, count * operation.bytes)
+            for one in work.passes
+            if one.layer.startswith(stack)
+            for operations in (one.forward, one.backward)
+            for operation, count in operations.items()
+            if operation.kind == "other"
+        ]
+        return sum(count for count, _ in found), sum(moved for _, moved in found)
+
+    (kernels, moved), (fewer, less) = between(eager, "visual_"), between(joined, "visual_")
+    assert fewer < 0.5 * kernels and less < 0.7 * moved
+    assert between(joined, "losses") == between(eager, "losses")  # blocks alone are compiled
+
+
 def test_every_name_of_a_list_is_read_in_each_micro_batch() -> None:
     """As many texts as the list has, whatever the micro-batch: 1,599 of the drawings, and five."""
     data = "stages.spatial.data=[{source: emoji, kind: image_text, fields: [name]}]"
