@@ -2,7 +2,7 @@
 
 hardware     what devices and links can do, from YAML      measure   the same of this machine, measured
 products     a product's time by its shape                 attention share of its rate that attention reaches
-loading      samples that have to be ready in time
+fused        operations as a compiler joins them           loading   samples that have to be ready in time
 work         what a model does, counted op by op           memory    bytes of a process by cause
 traffic      bytes over links by cause                     events    a discrete-event simulator
 activities   one optimizer step in the simulator's terms   step      its time, by cause

@@ -198,7 +198,7 @@ class FusedCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return kernels
 
     def _is_written(self, storage: int, kernel: _Kernel) -> bool:
-        """Whether what a kernel makes leaves it: a result, which nobody reads, or for those who do not make it again."""
+        """Whether what a kernel makes leaves it: as a result, which nobody reads, or for others that read it."""
         if storage in self._returned:
             return True
         inside, backward = set(kernel.steps), self._steps[kernel.steps[0]].backward

@@ -43,7 +43,9 @@ def estimate(
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="Processes on each; the hardware's where it is not given.")
     ] = None,
-    hardware: Annotated[str, typer.Option(help="a100, h100, h200, b200, or a YAML file (`omnivl measure`).")] = "h100",
+    hardware: Annotated[
+        str, typer.Option(help="a100, a100-40gb, h100, h100-500w, h200, b200, or a YAML file (`omnivl measure`).")
+    ] = "h100",
     stage: Annotated[str | None, typer.Option(help="This stage only.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Rank the layouts that fit.")] = False,
     micro_batches: Annotated[int, typer.Option(min=1, help="Sizes of micro-batches that a search tries.")] = 3,
