@@ -3,10 +3,10 @@
 import re
 import sys
 
-from benchmarks.published import automodel, kempner_forge, llm_foundry, open_clip, torchtitan, vit
+from benchmarks.published import automodel, kempner_forge, llm_foundry, megatron, open_clip, torchtitan, vit
 from benchmarks.published.table import PAGE, Row, table
 
-SOURCES = (open_clip, torchtitan, llm_foundry, kempner_forge, automodel, vit)
+SOURCES = (open_clip, torchtitan, llm_foundry, kempner_forge, automodel, megatron, vit)
 
 
 def rows() -> list[Row]:

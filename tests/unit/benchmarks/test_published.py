@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.published.__main__ import rows
-from benchmarks.published.automodel import GPT_OSS_20B, GPT_OSS_120B, QWEN_30B, RoutedBlock, Sizes, bias_operations
+from benchmarks.published.automodel import GPT_OSS_20B, GPT_OSS_120B, QWEN_30B
 from benchmarks.published.counted import Counted, Execution, counted, machine, on_meta, optimizer_kernels
+from benchmarks.published.megatron import MIXTRAL_8X7B, model_flops
 from benchmarks.published.open_clip import Clip
+from benchmarks.published.routed import RoutedBlock, Sizes, bias_operations
 from benchmarks.published.table import PAGE, Row, table
 from engine.estimate.hardware import load_hardware
 
@@ -80,12 +82,20 @@ def test_attention_of_a_kernel() -> None:
     assert cudnn == pytest.approx(1.61 * flash) and cudnn < 1
 
 
-@pytest.mark.parametrize(("sizes", "billions"), [(QWEN_30B, 30.5), (GPT_OSS_20B, 20.9), (GPT_OSS_120B, 116.8)])
+@pytest.mark.parametrize(
+    ("sizes", "billions"), [(QWEN_30B, 30.5), (GPT_OSS_20B, 20.9), (GPT_OSS_120B, 116.8), (MIXTRAL_8X7B, 46.7)]
+)
 def test_models_with_experts_have_as_many_parameters_as_their_names_say(sizes: Sizes, billions: float) -> None:
     with on_meta():
         block = RoutedBlock(sizes, sizes.experts)
     blocks = sizes.depth * sum(one.numel() for one in block.parameters())
     assert (blocks + 2 * sizes.words * sizes.width) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_operations_of_a_token_as_megatron_counts_them() -> None:
+    """12.6 billion parameters of blocks that a token uses, 0.13 of the head, and 12 x 32 x 4096 x 4096 of attention."""
+    active = 32 * (4096 * (2 * 4096 + 2 * 1024) + 2 * 3 * 4096 * 14336) + 4096 * 32000
+    assert model_flops(MIXTRAL_8X7B) == 6 * active + 12 * 32 * 4096 * 4096
 
 
 def test_biases_of_experts_are_cut_added_and_joined() -> None:
