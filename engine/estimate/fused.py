@@ -1,14 +1,14 @@
 """What ``torch.compile`` does with the operations of a block: those between two products become one kernel.
 
 A kernel reads each tensor once that it is given, whatever happens to it in between, and writes what others read. What
-the backward pass needs of a forward kernel's results it computes again from what that kernel was given, as the
-compiler's partitioner prefers; only products, attention and results of the whole block are stored.
+the backward pass needs of a forward kernel's results it computes again from what that kernel was given, unless storing
+them moves fewer bytes, as the compiler's partitioner chooses; results of products and attention are stored.
 
 Source: Ansel et al., PyTorch 2, ASPLOS 2024, sections 4.3 (fusion) and 4.2 (min-cut recomputation).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,20 +153,30 @@ class FusedCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def found(self) -> tuple[Operations, Operations]:
         """Operations of the forward and of the backward pass."""
-        forward, backward = Counter[Operation](), Counter[Operation]()
+        kernels = self._kernels()
         origin: dict[int, frozenset[_Part]] = {}  # by storage that a forward kernel makes: what that was given
-        for kernel in self._kernels():
+        given: dict[int, Collection[_Part]] = {}  # by the first step of a kernel
+        for kernel in kernels:
+            first = self._steps[kernel.steps[0]]
+            roots = frozenset[_Part]().union(*(origin.get(one.storage, frozenset({one})) for one in kernel.reads))
+            given[kernel.steps[0]] = kernel.reads
+            if first.joins and not first.backward:
+                origin |= dict.fromkeys(kernel.made, roots)
+            elif first.joins:
+                stored = [one for one in kernel.reads if one.storage in origin]
+                if _bytes(roots) <= _bytes(kernel.reads) + _bytes(stored):
+                    given[kernel.steps[0]] = roots
+                else:
+                    self._returned |= {one.storage for one in stored}
+        forward, backward = Counter[Operation](), Counter[Operation]()
+        for kernel in kernels:
             first = self._steps[kernel.steps[0]]
             counter = backward if first.backward else forward
             if not first.joins:
                 counter[first.operation] += 1
                 continue
-            given = frozenset[_Part]().union(*(origin.get(one.storage, frozenset({one})) for one in kernel.reads))
-            if not first.backward:
-                origin |= dict.fromkeys(kernel.made, given)
-            reads = given if first.backward else kernel.reads
             written = [one for one in kernel.writes if self._is_written(one.storage, kernel)]
-            moved = float(_bytes(reads) + _bytes(written))
+            moved = float(_bytes(given[kernel.steps[0]]) + _bytes(written))
             counter[Operation("other", first.operation.precision, 0.0, moved)] += 1
         return forward, backward
 

@@ -101,7 +101,7 @@ def test_a_compiled_block_moves_less_for_the_same_products() -> None:
         return sum(count for count, _ in found), sum(moved for _, moved in found)
 
     (kernels, moved), (fewer, less) = between(eager, "visual_"), between(joined, "visual_")
-    assert fewer < 0.5 * kernels and less < 0.7 * moved
+    assert fewer < 0.6 * kernels and less < moved
     assert between(joined, "losses") == between(eager, "losses")  # blocks alone are compiled
 
 

@@ -38,7 +38,7 @@ def test_everything_as_json() -> None:
     assert sent["within_node"] + sent["between_nodes"] == pytest.approx(2 * 7 / 8 * 4 * trained)
     data = stage["data"]
     assert data["bytes_per_second"] == pytest.approx(stage["samples_per_second"] * 100e3)
-    assert data["decoding_share"] == pytest.approx(stage["samples_per_second"] / 2 / 12000)
+    assert data["decoding_share"] == pytest.approx(stage["samples_per_second"] / 2 / (128 * 230))
     failures = stage["failures"]
     assert failures["stretch"] > 1.01 and 0 < failures["goodput"] < 1
     assert [run["interval"] / failures["daly_interval"] for run in failures["intervals"]] == [0.25, 0.5, 1, 2, 4]
