@@ -77,9 +77,10 @@ def softmax_contrast(
         teacher: Soft targets: ``alpha * softmax(scale teacher.query . k) + (1 - alpha) * hard targets``.
     """
     taught = None if teacher is None else teacher.query
-    problem = Problem(identity, batch, log_weight=log_weight, old=old, teacher=taught)
-    (found,) = key_sums(query, scale, problem)
-    return _contrasted(found, reduction, soft=None if teacher is None else teacher.alpha)
+    older = () if old is None else (old,)
+    found = key_sums(query, scale, Problem(identity, batch, log_weight=log_weight, old=older, teacher=taught))
+    made = _contrasted(found, reduction, soft=None if teacher is None else teacher.alpha)
+    return Contrasted(*(one.squeeze(0) for one in made))
 
 
 def pair_contrast(
@@ -110,14 +111,11 @@ def pair_contrast(
     """
     assert old is None or not (pairs_only or label_smoothing)
     every = label_smoothing > 0.0
-    problem = Problem(text.identity, text, True, pairs_only, every, log_weight)
-    sides = key_sums(visual.own, scale, problem)
-    if old is not None:
-        queries = (visual.own, old[1]), (text.own, old[0])
-        further = [key_sums(query, scale, Problem(text.identity, old=keys))[0] for query, keys in queries]
-        sides = [one.joined(other) for one, other in zip(sides, further, strict=True)]
-    of_visual, of_text = (_contrasted(one, reduction, label_smoothing, text.count) for one in sides)
-    return of_visual, of_text
+    older = () if old is None else (old[1], old[0])
+    found = key_sums(visual.own, scale, Problem(text.identity, text, True, pairs_only, every, log_weight, older))
+    made = _contrasted(found, reduction, label_smoothing, text.count)
+    of_visual, of_text = zip(*(one.unbind() for one in made), strict=True)
+    return Contrasted(*of_visual), Contrasted(*of_text)
 
 
 class Nearest(NamedTuple):
@@ -155,19 +153,21 @@ def sigmoid_contrast(visual: SpreadKeys, text: SpreadKeys, scale: Tensor, bias: 
 def _contrasted(
     sums: KeySums, reduction: Reduction, smoothing: float = 0.0, count: int = 1, soft: Tensor | None = None
 ) -> Contrasted:
-    """The loss, by the share of the target that is spread over all ``count`` keys, or that a teacher has."""
+    """The losses of each side ``[S, B]``, by the share of the target that is spread over all ``count`` keys.
+
+    Or by the share ``soft`` that a teacher has. A query without a target has no loss: its sums are finite.
+    """
+    has_positive = sums.counts > 0
+    hard = has_positive / sums.counts.clamp(min=1) if reduction == "mean" else has_positive.double()
     spread = smoothing if soft is None else soft
-    hard = (sums.counts > 0).double() * (1.0 - spread)
-    if reduction == "mean":
-        hard = hard / sums.counts.clamp(min=1)
-    targets = hard * sums.counts + spread
-    followed = hard * sums.positive
-    if smoothing > 0.0:
-        followed = followed + smoothing / count * sums.every
-    if soft is not None:
-        followed = followed + soft * sums.taught
-    # A query without a target may have no key with a weight, hence no normaliser.
-    loss = torch.where(targets > 0, targets * sums.log_sum - followed, 0.0)
+    if not isinstance(spread, float) or spread > 0.0:
+        hard = hard * (1.0 - spread)
+    targets, followed = hard * sums.counts, hard * sums.positive
+    if sums.every is not None:
+        targets, followed = targets + smoothing, followed + smoothing / count * sums.every
+    if sums.taught is not None and soft is not None:
+        targets, followed = targets + soft, followed + soft * sums.taught
+    loss = targets * sums.log_sum - followed
     return Contrasted(loss.float(), sums.right, sums.counts.float())
 
 
@@ -194,15 +194,21 @@ class _SoftplusSums(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         query, scale, bias = ctx.saved_tensors
         scaled, gradient = query * scale, gradients[0].float()
-        of_query, of_bias = torch.zeros_like(query), gradient.new_zeros((), dtype=torch.float64)
-        products = TileGradients(query, of_query, of_keys=True)
+        of_bias = gradient.new_zeros((), dtype=torch.float64)
+        products = TileGradients(query)
 
         def of_tile(tile: Tile) -> Tensor:
             made = tile.logits(scaled).add_(bias).sigmoid_().mul_(gradient[tile.rows, None])
             of_bias.add_(made.sum())
             return made
 
-        of_own = ctx.text.sum_gradients(products.of_block(block, of_tile) for block in ctx.text.blocks())
+        def of_block(block: KeyBlock) -> Tensor:
+            made = products.of_block(block, of_tile, of_keys=True)
+            assert made is not None
+            return made
+
+        of_own = ctx.text.sum_gradients(map(of_block, ctx.text.blocks()))
+        of_query = products.total()
         return of_query * scale, of_own * scale, (of_query * query).sum(), of_bias.float(), None, None
 
 
@@ -211,18 +217,19 @@ def _nearest(
 ) -> Nearest:
     """``nearest_is_positive``; ``see`` gets each tile with its products, and may overwrite these."""
     bound = below_pairs(scaled, text.own.detach())
-    rows = Sums(scaled, len(scaled), bound)
+    rows = Sums(len(scaled), bound)
 
     def found(block: KeyBlock) -> Tensor:
-        columns = Sums(scaled, len(block.keys), block.beside)
+        columns = Sums(len(block.keys), block.beside)
         matrix = Matrix(rows, columns)
         for _, tiles in strips(scaled, block):
             for tile in tiles:
                 logits = tile.logits(scaled)
-                matrix.meet(tile, logits, matrix.largest(tile, logits), visual.identity, visual.first, block)
+                largest = matrix.largest(tile, logits, places=True)
+                matrix.meet(tile, logits, largest, visual.identity, visual.first, block)
                 if see is not None:
                     see(tile, logits)
-        return columns.packed()
+        return columns.packed(scaled)
 
     columns = Sums.unpacked(text.merge((found(block) for block in text.blocks(bound)), merged))
-    return Nearest(rows.nearest.has_identity(), columns.nearest.has_identity())
+    return Nearest(rows.nearest.has_identity(scaled), columns.nearest.has_identity(scaled))

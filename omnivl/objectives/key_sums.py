@@ -3,7 +3,7 @@
 Shapes: B queries of this replica, n keys of a block, h x w a tile, P projection size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from omnivl.objectives.positives import Positives
 from omnivl.objectives.spread_keys import KeyBlock, OldKeys, SpreadKeys
 from omnivl.objectives.tile_sums import LogSum, Matrix, Sums, below_pairs, merged
-from omnivl.objectives.tiles import LOG2E, Tile, TileGradients, is_plain, strips, tile_elements
+from omnivl.objectives.tiles import LOG2E, Tile, TileGradients, host_sees, is_plain, strips, tile_elements
 
 
 @dataclass(frozen=True)
@@ -22,163 +22,179 @@ class Problem:
 
     Attributes:
         identity: Of the queries, int64 ``[B]``.
-        batch: The keys of the batch, if any.
+        batch: The keys of the batch.
         both: Whether the keys are queries, too: the sums over all queries are found for each of them.
         pairs_only: As in ``pair_contrast``.
         every: Whether the sum of all logits is wanted.
         log_weight: Log of the weight of a negative of the batch.
-        old: Further keys.
-        teacher: Queries of a teacher.
+        old: Further keys of the queries and, where the batch's keys are queries, of these; none, or for each side.
+        teacher: Queries of a teacher, of the first side.
     """
 
     identity: Tensor
-    batch: SpreadKeys | None = None
+    batch: SpreadKeys
     both: bool = False
     pairs_only: bool = False
     every: bool = False
     log_weight: float | None = None
-    old: OldKeys | None = None
+    old: tuple[OldKeys, ...] = ()
     teacher: Tensor | None = None
 
     def batch_blocks(self, beside: Tensor | None = None) -> Iterator[KeyBlock]:
         """The blocks of the batch. Called by every replica."""
-        if self.batch is not None:
-            for block in self.batch.blocks(beside):
-                yield replace(block, log_weights=self.log_weight)
+        for block in self.batch.blocks(beside):
+            yield replace(block, log_weights=self.log_weight)
 
-    def numbers(self, block: KeyBlock) -> tuple[Tensor, Tensor]:
+    def sides(self, query: Tensor, own: Tensor | None, scaled: Tensor, scaled_own: Tensor | None) -> list["_Side"]:
+        """The queries, and the batch's own keys where these are compared with old keys."""
+        sides = [_Side(query, scaled, self.identity)]
+        if own is not None and scaled_own is not None:
+            sides.append(_Side(own, scaled_own, self.batch.identity))
+        return sides
+
+    def numbers(self, side: "_Side", block: KeyBlock) -> tuple[Tensor, Tensor]:
         """Numbers of queries ``[B]`` and of a block's keys ``[n]`` that are equal for positives."""
-        if not self.pairs_only or self.batch is None:
-            return self.identity, block.identity
+        if not self.pairs_only:
+            return side.identity, block.identity
         first = self.batch.first
-        return torch.arange(first, first + len(self.identity), device=self.identity.device), block.places
+        return torch.arange(first, first + len(side.identity), device=side.identity.device), block.places
 
-    def positives(self, block: KeyBlock, query: Tensor) -> Positives | None:
+    def positives(self, side: "_Side", block: KeyBlock) -> Positives | None:
         """The positives of a block by groups; None where a mask of each tile finds them."""
-        large = len(query) * len(block.keys) > tile_elements(query)
-        plain = block.log_weights is None and query.dim() == block.keys.dim() == 2
-        return Positives(block, *self.numbers(block)) if plain and large else None
+        large = len(side.query) * len(block.keys) > tile_elements(side.query)
+        plain = block.log_weights is None and side.query.dim() == block.keys.dim() == 2
+        return Positives(block, *self.numbers(side, block)) if plain and large else None
 
 
-@dataclass(frozen=True)
-class KeySums:
-    """Sums of logits over the keys of each query.
+class _Side(NamedTuple):
+    """Queries ``[B, P]`` or ``[B, M, P]``, the same times what makes logits in bits of products, and identities."""
+
+    query: Tensor
+    scaled: Tensor
+    identity: Tensor
+
+
+class KeySums(NamedTuple):
+    """Sums of logits over the keys of each query, by side: S is 1, or 2 where the batch's keys are queries as well.
 
     Attributes:
-        log_sum: Log of the normaliser, fp64 ``[B]``.
-        positive: Sum over positives, fp64 ``[B]``.
-        every: Sum over all keys, fp64 ``[B]``; 0 where not wanted.
-        taught: Mean under a teacher's softmax, fp64 ``[B]``; 0 without one.
-        counts: Number of positives, fp64 ``[B]``; no gradient.
-        right: Whether the nearest key of the batch has the query's identity, bool ``[B]``.
+        log_sum: Log of the normaliser, fp64 ``[S, B]``.
+        positive: Sum over positives, fp64 ``[S, B]``.
+        every: Sum over all keys, fp64 ``[S, B]``; None where not wanted.
+        taught: Mean under a teacher's softmax, fp64 ``[S, B]``; None without one.
+        counts: Number of positives, fp64 ``[S, B]``; no gradient.
+        right: Whether the nearest key of the batch has the query's identity, bool ``[S, B]``.
     """
 
     log_sum: Tensor
     positive: Tensor
-    every: Tensor
-    taught: Tensor
+    every: Tensor | None
+    taught: Tensor | None
     counts: Tensor
     right: Tensor
 
-    def joined(self, old: "KeySums") -> "KeySums":
-        """Over further keys, too, which are not of the batch."""
-        log_sum, positive = torch.logaddexp(self.log_sum, old.log_sum), self.positive + old.positive
-        return replace(self, log_sum=log_sum, positive=positive, counts=self.counts + old.counts)
 
-
-def key_sums(query: Tensor, scale: Tensor, problem: Problem) -> list[KeySums]:
+def key_sums(query: Tensor, scale: Tensor, problem: Problem) -> KeySums:
     """Of the queries, and of the batch's own keys where these are queries as well."""
-    own = None if problem.batch is None else problem.batch.own
-    made = _Summed.apply(query, own, scale, problem)  # type: ignore[no-untyped-call]
-    return [KeySums(*made[at].unbind(), *made[at + 1 : at + 3]) for at in range(0, len(made), 3)]
+    return KeySums(*_Summed.apply(query, problem.batch.own, scale, problem))  # type: ignore[no-untyped-call]
 
 
 class _Summed(torch.autograd.Function):
-    """Gives for each side ``[4, B]``, the first four of ``KeySums``, and its last two.
-
-    Saves the queries and a figure of each query and key.
-    """
+    """Gives what ``KeySums`` has. Saves the queries and a figure of each query and key."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, own: Tensor | None, scale: Tensor, problem: Problem) -> tuple[Tensor, ...]:
-        scaled = query * (scale * LOG2E)
-        taught = None if problem.teacher is None else problem.teacher * (scale * LOG2E)
-        bound = None if own is None else below_pairs(scaled, own)
-        rows, teacher_sum = Sums(query, len(query), bound), LogSum(query, len(query))
+    def forward(ctx: Any, query: Tensor, own: Tensor, scale: Tensor, problem: Problem) -> tuple[Tensor | None, ...]:
+        bits = scale * LOG2E
+        scaled, scaled_own = query * bits, own * bits if len(problem.old) > 1 else None
+        taught = None if problem.teacher is None else problem.teacher * bits
+        bound = below_pairs(scaled, own)
+        sides = problem.sides(query, own, scaled, scaled_own)
+        found, teacher_sum = [Sums(len(query), bound)], LogSum(len(query))
 
-        def add(block: KeyBlock) -> Sums:
-            columns = Sums(query, len(block.keys) if problem.both else 0, block.beside)
-            matrix = Matrix(rows, columns if problem.both else None)
-            positives = problem.positives(block, query)
+        def add(block: KeyBlock, at: int = 0, columns: Sums | None = None) -> None:
+            side, rows = sides[at], found[at]
+            matrix, positives = Matrix(rows, columns), problem.positives(side, block)
             if positives is not None and not positives.none:
-                rows.positive += (positives.by_query(block.keys) * scaled).sum(-1)
-                rows.counts += positives.by_query(torch.ones_like(block.identity))
-                if problem.both:
-                    columns.positive += (positives.by_key(scaled) * block.keys).sum(-1)
-                    columns.counts += positives.by_key(torch.ones_like(problem.identity))
+                rows.positive.add(slice(None), (positives.by_query(block.keys) * side.scaled).sum(-1))
+                rows.counts.add(slice(None), positives.by_query(torch.ones_like(block.identity)))
+                if columns is not None:
+                    columns.positive.add(slice(None), (positives.by_key(side.scaled) * block.keys).sum(-1))
+                    columns.counts.add(slice(None), positives.by_key(torch.ones_like(side.identity)))
             for _, tiles in strips(query, block):
                 for tile in tiles:
-                    logits, mask = tile.logits(scaled), None
-                    largest = matrix.largest(tile, logits)
-                    if problem.batch is not None and block.first is not None:
-                        matrix.meet(tile, logits, largest, problem.identity, problem.batch.first, block)
+                    logits, mask = tile.logits(side.scaled), None
+                    is_old = block.first is None
+                    # Largest logits are wanted of what is summed and, of the batch's keys, of what is nearest.
+                    largest = None if is_old else matrix.largest(tile, logits, places=True)
+                    if largest is not None:
+                        matrix.meet(tile, logits, largest, side.identity, problem.batch.first, block)
                     if positives is None:
-                        mask = tile.positive(*problem.numbers(block))
-                        kept = torch.where(mask, logits, 0.0)
-                        for side, part, dim in matrix.sides(tile):
-                            side.positive[part] += kept.sum(dim)
-                            side.counts[part] += mask.sum(dim)
+                        mask = tile.positive(*problem.numbers(side, block))
+                        kept = logits * mask
+                        for one, part, dim in matrix.sides(tile):
+                            one.positive.add(part, kept.sum(dim))
+                            one.counts.add(part, mask.sum(dim, dtype=torch.float32))
                     if problem.every:
-                        for side, part, dim in matrix.sides(tile):
-                            side.every[part] += logits.sum(dim)
+                        for one, part, dim in matrix.sides(tile):
+                            one.every.add(part, logits.sum(dim))
                     if taught is not None:
                         soft = tile.allowed(tile.logits(taught))
                         teacher_sum.add(tile.rows, soft, soft.amax(1), logits)
-                    if (weighted := tile.weighted(logits, mask)) is not logits:
+                    weighted = tile.weighted(logits, mask)
+                    if largest is None or weighted is not logits:
                         largest = matrix.largest(tile, weighted)
                     matrix.add_powers(tile, weighted, largest)
-            return columns
 
-        sides = [rows]
-        if problem.batch is not None and problem.both:
-            found = problem.batch.merge((add(block).packed() for block in problem.batch_blocks(bound)), merged)
-            sides.append(Sums.unpacked(found))
+        def packed(block: KeyBlock) -> Tensor:
+            columns = Sums(len(block.keys), block.beside)
+            add(block, 0, columns)
+            return columns.packed(query)
+
+        if problem.both:
+            found.append(Sums.unpacked(problem.batch.merge(map(packed, problem.batch_blocks(bound)), merged)))
         else:
             for block in problem.batch_blocks():
                 add(block)
-        if problem.old is not None:
-            add(problem.old.block())
-        made: list[Tensor] = []
-        for side in sides:
-            mean = side.every if taught is None else teacher_sum.mean()
-            sums = torch.stack([side.log_sum.value(), side.positive, side.every, mean]) / LOG2E
-            made += [sums, side.counts, side.nearest.has_identity()]
-        ctx.mark_non_differentiable(*(one for at, one in enumerate(made) if at % 3))
-        ctx.save_for_backward(query, scale, teacher_sum.value(), *(side.log_sum.value() for side in sides))
+        for at, old in enumerate(problem.old):
+            add(old.block(), at)
+        normaliser = _by_side([one.log_sum.value(query) for one in found])
+        made = (
+            normaliser / LOG2E,
+            _by_side([one.positive.value(query) for one in found]) / LOG2E,
+            _by_side([one.every.value(query) for one in found]) / LOG2E if problem.every else None,
+            None if taught is None else teacher_sum.mean(query)[None] / LOG2E,
+            _by_side([one.counts.value(query) for one in found]),
+            _by_side([one.nearest.has_identity(query) for one in found]),
+        )
+        ctx.mark_non_differentiable(*made[4:])
+        ctx.set_materialize_grads(False)
+        teacher_z = None if taught is None else teacher_sum.value(query).float()[:, None]
+        ctx.save_for_backward(query, own if len(sides) > 1 else None, scale, scaled, scaled_own, normaliser, teacher_z)
         ctx.problem = problem
-        return tuple(made)
+        return made
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
-        query, scale, teacher_z, *normalisers = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, None]:
+        query, own, scale, scaled, scaled_own, normaliser, teacher_z = ctx.saved_tensors
         problem: Problem = ctx.problem
-        scaled = query * (scale * LOG2E)
         taught = None if problem.teacher is None else problem.teacher * (scale * LOG2E)
-        of_teacher = gradients[0][3].float()[:, None]
-        sides = [torch.stack([z, *sums[:3]], 1) for z, sums in zip(normalisers, gradients[::3], strict=True)]
-        rows, of_query = _Pull.of(sides[0]), torch.zeros_like(query)  # without the factor scale, as those of keys
+        of_teacher = None if gradients[3] is None else gradients[3][0].float()[:, None]
+        packed = _Pull.packed(normaliser, *gradients[:3])
+        sides, pulls = problem.sides(query, own, scaled, scaled_own), [_Pull.of(one) for one in packed]
+        products = [TileGradients(side.query) for side in sides]  # without the factor scale, as the gradients of keys
 
-        def add(block: KeyBlock, *, for_keys: bool) -> Tensor:
+        def add(block: KeyBlock, at: int = 0, *, for_keys: bool = False) -> Tensor | None:
+            side, rows = sides[at], pulls[at]
             columns = None if block.beside is None else _Pull.of(block.beside)
-            positives = problem.positives(block, query)
+            positives = problem.positives(side, block)
             plain = is_plain(rows.log_sum) and (columns is None or is_plain(columns.log_sum))
 
             def of_tile(tile: Tile) -> Tensor:
-                logits, mask, across, down = tile.logits(scaled), None, rows.part(tile.rows), None
+                logits, mask, across, down = tile.logits(side.scaled), None, rows.part(tile.rows), None
                 if columns is not None:
                     down = columns.part(tile.columns)
                 if positives is None:
-                    mask = tile.positive(*problem.numbers(block))
+                    mask = tile.positive(*problem.numbers(side, block))
                 weighted = tile.weighted(logits, mask)
                 if plain:
                     made = weighted.exp2_().mul_(_outer(across.plain, None if down is None else down.plain))
@@ -186,62 +202,94 @@ class _Summed(torch.autograd.Function):
                     made = across.shares(weighted, 1)
                     if down is not None:
                         made += down.shares(weighted, 0)
-                if taught is not None:
-                    soft = tile.allowed(tile.logits(taught)) - teacher_z[tile.rows, None].float()
+                if taught is not None and of_teacher is not None:
+                    soft = tile.allowed(tile.logits(taught)) - teacher_z[tile.rows]
                     made += soft.exp2_().mul_(of_teacher[tile.rows])
                 if mask is not None:
                     made += mask * _outer(across.positive, None if down is None else down.positive)
-                if problem.every:
+                if across.every is not None:
                     made += _outer(across.every, None if down is None else down.every)
                 return made
 
-            of_keys = TileGradients(query, of_query, of_keys=for_keys).of_block(block, of_tile)
+            of_keys = products[at].of_block(block, of_tile, of_keys=for_keys)
             if positives is not None and not positives.none:
-                pulled = rows.positive[:, None] * query
+                of_query = products[at].total()
                 of_query.add_(positives.by_query(block.keys) * rows.positive[:, None])
-                if for_keys:
-                    of_keys += positives.by_key(pulled)
+                if of_keys is not None:
+                    of_keys += positives.by_key(rows.positive[:, None] * side.query)
                 if columns is not None:
                     of_query.add_(positives.by_query(columns.positive[:, None] * block.keys))
-                    of_keys += columns.positive[:, None] * positives.by_key(query)
+                    of_keys += columns.positive[:, None] * positives.by_key(side.query)
             return of_keys
 
+        def of_batch(block: KeyBlock) -> Tensor:
+            made = add(block, for_keys=True)
+            assert made is not None
+            return made
+
         of_own: Tensor | None = None
-        blocks = problem.batch_blocks(sides[1] if problem.both else None)
-        if problem.batch is not None and (problem.both or ctx.needs_input_grad[1]):
-            of_own = problem.batch.sum_gradients(add(block, for_keys=True) for block in blocks) * scale
+        blocks = problem.batch_blocks(packed[1] if problem.both else None)
+        if problem.both or ctx.needs_input_grad[1]:
+            of_own = problem.batch.sum_gradients(map(of_batch, blocks))
         else:
             for block in blocks:
-                add(block, for_keys=False)
-        if problem.old is not None:
-            add(problem.old.block(), for_keys=False)
-        return of_query * scale, of_own, (of_query * query).sum(), None
+                add(block)
+        for at, old in enumerate(problem.old):
+            add(old.block(), at)
+        made = [one.total() for one in products]
+        of_scale = (made[0] * query).sum()
+        if len(made) > 1:
+            of_scale, of_own = of_scale + (made[1] * own).sum(), of_own + made[1]
+        return made[0] * scale, None if of_own is None else of_own * scale, of_scale, None
+
+
+def _by_side(found: Sequence[Tensor]) -> Tensor:
+    """``[S, B]`` of ``[B]`` of each side."""
+    return found[0][None] if len(found) == 1 else torch.stack(list(found))
 
 
 class _Pull(NamedTuple):
-    """What pulls at the logits of some queries: normalisers in bits, and gradients by three sums of a query, fp32."""
+    """What pulls at the logits of some queries, fp32: normalisers in bits, and gradients by the sums of a query.
+
+    Attributes:
+        log_sum: Normalisers.
+        softmax: Gradients by these.
+        positive: Gradients by sums over positives.
+        plain: ``softmax`` over the normaliser itself; None where the host would have to wait to see that it fits.
+        every: Gradients by sums over all keys, if any.
+    """
 
     log_sum: Tensor
     softmax: Tensor
     positive: Tensor
-    every: Tensor
-    plain: Tensor
+    plain: Tensor | None
+    every: Tensor | None
+
+    @staticmethod
+    def packed(log_sum: Tensor, softmax: Tensor | None, positive: Tensor | None, every: Tensor | None) -> Tensor:
+        """Side by side, fp32 ``[S, B, n]``, from fp64 ``[S, B]``; no gradient is 0, but for ``every``."""
+        made = [log_sum, *(torch.zeros_like(log_sum) if one is None else one for one in (softmax, positive))]
+        if host_sees(log_sum):
+            made.append(made[1] * (-log_sum).exp2())
+        return torch.stack(made if every is None else [*made, every], -1).float()
 
     @classmethod
     def of(cls, packed: Tensor) -> "_Pull":
-        """Of ``[n, 4]``, fp64."""
-        log_sum, softmax, positive, every = packed.unbind(1)
-        return cls(*(one.float() for one in (log_sum, softmax, positive, every, softmax * (-log_sum).exp2())))
+        """Of ``packed [B, n]``."""
+        log_sum, softmax, positive, *others = packed.unbind(1)
+        plain = others.pop(0) if host_sees(packed) else None
+        return cls(log_sum, softmax, positive, plain, others.pop() if others else None)
 
     def part(self, which: slice) -> "_Pull":
         """Of some of them."""
-        return _Pull(*(one[which] for one in self))
+        return _Pull(*(None if one is None else one[which] for one in self))  # type: ignore[arg-type]
 
     def shares(self, logits: Tensor, dim: int) -> Tensor:
         """The gradient of their logits by their normalisers; they are not ``dim`` of these."""
         return (logits - self.log_sum.unsqueeze(dim)).exp2_().mul_(self.softmax.unsqueeze(dim))
 
 
-def _outer(across: Tensor, down: Tensor | None) -> Tensor:
+def _outer(across: Tensor | None, down: Tensor | None) -> Tensor:
     """``[h, w]`` or ``[h, 1]``, the sum of what belongs to rows and to columns."""
+    assert across is not None
     return across[:, None] if down is None else across[:, None] + down

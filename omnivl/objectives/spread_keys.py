@@ -11,7 +11,7 @@ Source: the ring as in Liu et al., Ring attention, arXiv 2310.01889.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class KeyBlock:
         identity: int64 ``[n]``.
         first: Index of the first key in the joined batch; None for old keys.
         valid: Bool ``[n]``; None: all.
+        left_out: Those that are not valid; None: none.
         log_weights: Natural logs of the keys' weights as negatives ``[n]``, or one for all; None: all 0.
         beside: What came with the keys, ``[n, ...]``.
     """
@@ -39,6 +40,7 @@ class KeyBlock:
     identity: Tensor
     first: int | None = None
     valid: Tensor | None = None
+    left_out: Tensor | None = None
     log_weights: Tensor | float | None = None
     beside: Tensor | None = None
 
@@ -161,4 +163,8 @@ class OldKeys:
 
     def block(self) -> KeyBlock:
         """All of them."""
-        return KeyBlock(self.keys, self.identity, None, self.valid, self.log_weights)
+        return KeyBlock(self.keys, self.identity, None, self.valid, self._left_out, self.log_weights)
+
+    @cached_property
+    def _left_out(self) -> Tensor:
+        return ~self.valid

@@ -8,134 +8,202 @@ Shapes: B queries, n keys of a block, h x w a tile.
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from omnivl.objectives.spread_keys import KeyBlock
-from omnivl.objectives.tiles import Tile, host_sees, is_plain, pair_products
+from omnivl.objectives.tiles import LOWEST, Tile, host_sees, is_plain, pair_products
 
-_LOWEST = torch.finfo(torch.float32).min
+
+class Total:
+    """A number of each of some queries, added up part by part: in fp64, as many tiles would add up many roundings.
+
+    While one part is all there is, it is that part itself, which takes no operation.
+
+    Attributes:
+        found: ``[B]``; None before the first part.
+    """
+
+    def __init__(self, count: int, found: Tensor | None = None) -> None:
+        """Of B queries."""
+        self._count, self.found = count, found
+
+    def add(self, part: slice, values: Tensor) -> None:
+        """Takes the numbers of some of the queries."""
+        if self.found is None and len(values) == self._count:
+            self.found = values
+            return
+        if self.found is None:
+            self.found = values.new_zeros(self._count, dtype=torch.float64)
+        self.found = self.found.double()
+        self.found[part].add_(values)
+
+    def value(self, like: Tensor) -> Tensor:
+        """fp64 ``[B]``, on the device of ``like``; 0 where there is no part."""
+        if self.found is None:
+            return like.new_zeros(self._count, dtype=torch.float64)
+        return self.found.double()
 
 
 class LogSum:
-    """``log2 sum_k 2**l_k`` of each query, added up tile by tile; the mean of some values under that softmax too."""
+    """``log2 sum_k 2**l_k`` of each query, added up tile by tile; the mean of some values under that softmax too.
 
-    def __init__(self, like: Tensor, count: int) -> None:
-        # fp64: many tiles would add up many roundings.
-        self.plain, self.total, self.largest, self.followed = like.new_zeros((4, count), dtype=torch.float64).unbind()
-        self.largest.fill_(_LOWEST)
+    Attributes:
+        plain: Sums of powers that fit as they are.
+    """
+
+    def __init__(self, count: int, log: Tensor | None = None) -> None:
+        """Of B queries."""
+        self._count, self._log, self._mean, self.plain = count, log, Total(count), Total(count)
 
     def add(self, part: slice, logits: Tensor, largest: Tensor, values: Tensor | None = None, *, dim: int = 1) -> None:
         """Takes a tile.
 
         Args:
             part: Which queries.
-            logits: Of these; they are not ``dim``.
+            logits: Of these, finite; they are not ``dim``.
             largest: The largest logit of each.
             values: What is averaged, of the shape of ``logits``.
             dim: That of the keys.
         """
-        # A row of minus infinities alone stays finite, so that its powers are 0.
-        largest = largest.clamp(min=_LOWEST)
         powers = (logits - largest.unsqueeze(dim)).exp2_()
-        before, largest = self.largest[part], largest.double()
-        together = torch.maximum(before, largest)
-        old, new = (before - together).exp2(), (largest - together).exp2()
-        self.total[part] = self.total[part] * old + powers.sum(dim) * new
+        total = powers.sum(dim).double()
+        log, mean = total.log2() + largest, None
         if values is not None:
-            self.followed[part] = self.followed[part] * old + powers.mul_(values).sum(dim) * new
-        self.largest[part] = together
+            mean = powers.mul_(values).sum(dim) / total
+        if self._log is None and len(log) == self._count:
+            self._log = log
+            if mean is not None:
+                self._mean.add(part, mean)
+            return
+        if self._log is None:
+            self._log = log.new_full((self._count,), LOWEST)
+        together = torch.logaddexp2(self._log[part], log)
+        if mean is not None:
+            share = (log - together).exp2_()
+            self._mean.add(part, (mean - self._mean.value(mean)[part]) * share)
+        self._log[part] = together
 
-    def value(self) -> Tensor:
-        """fp64 ``[B]``; where there is nothing, a number so low that its power is 0."""
-        shifted = self.largest + self.total.log2()
-        return torch.logaddexp2(self.plain.log2(), shifted).clamp_(min=_LOWEST)
+    def value(self, like: Tensor) -> Tensor:
+        """fp64 ``[B]``, on the device of ``like``; where there is nothing, a number so low that its power is 0."""
+        if self.plain.found is None:
+            return like.new_full((self._count,), LOWEST, dtype=torch.float64) if self._log is None else self._log
+        plain = self.plain.found.double().log2()
+        return plain if self._log is None else torch.logaddexp2(plain, self._log)
 
-    def mean(self) -> Tensor:
+    def mean(self, like: Tensor) -> Tensor:
         """The mean of the values, fp64 ``[B]``."""
-        return self.followed / self.total
+        return self._mean.value(like)
+
+
+class Largest(NamedTuple):
+    """The largest logit of each query of a tile, and at which key it is; None: not looked for yet."""
+
+    logit: Tensor
+    key: Tensor | None
 
 
 class Nearest:
-    """The nearest key of each query, the first of the joined batch where some are equally near."""
+    """The nearest key of each query, the first of the joined batch where some are equally near.
 
-    def __init__(self, like: Tensor, count: int, at_least: Tensor | None) -> None:
-        # Twice the key's index in the joined batch, and 1 more where it has the query's identity.
-        self.place = like.new_full((count,), float("inf"), dtype=torch.float64)
-        self.logit = torch.full_like(self.place, float("-inf"), dtype=torch.float32)
-        if at_least is not None:
-            self.logit.copy_(at_least)
+    Attributes:
+        logit: Its logit, ``[B]``; None before the first tile.
+        place: Twice the key's index in the joined batch, and 1 more where it has the query's identity.
+    """
+
+    def __init__(self, count: int, at_least: Tensor | None = None) -> None:
+        """Of B queries; ``at_least`` is a bound that the nearest key's logit is not below."""
+        self._count = count
+        self.logit = None if at_least is None else at_least.clone()
+        self.place: Tensor | None = None
 
     def add(
-        self, part: slice, logits: Tensor, largest: Tensor, of_queries: Tensor, of_keys: Tensor, first: int
+        self, part: slice, logits: Tensor, largest: Largest, of_queries: Tensor, of_keys: Tensor, first: int
     ) -> None:
         """Takes a tile.
 
         Args:
             part: Which queries.
             logits: Of these queries by keys.
-            largest: The largest of each query.
+            largest: Of these queries.
             of_queries: Identities of these queries.
             of_keys: Identities of the keys.
             first: Index of the first of the keys in the joined batch.
         """
+        if self.logit is None and largest.key is not None and len(largest.key) == self._count:
+            self.logit, self.place = largest.logit, _places(largest.key, of_queries, of_keys, first)
+            return
+        if self.logit is None:
+            self.logit = logits.new_full((self._count,), float("-inf"))
+        if self.place is None:
+            self.place = torch.full_like(self.logit, torch.iinfo(torch.int64).max, dtype=torch.int64)
         logit, place = self.logit[part], self.place[part]
         # Most tiles have nearer keys for few queries. An accelerator does not ask.
         which: Tensor | slice = slice(None)
         if host_sees(logits):
-            which = (largest >= logit).nonzero()
+            which = (largest.logit >= logit).nonzero()
             if len(which) == 0:
                 return
             which = which.squeeze(1)
-        found, column = logits[which].max(1)
-        places = 2.0 * (column + first) + (of_keys[column] == of_queries[which])
+        found, key = logits[which].max(1) if largest.key is None else largest
+        places = _places(key, of_queries[which], of_keys, first)
         before, at = logit[which], place[which]
         equally = torch.where(found == before, torch.minimum(places, at), at)
         place[which] = torch.where(found > before, places, equally)
         logit[which] = torch.maximum(found, before)
 
-    def has_identity(self) -> Tensor:
-        """Whether it has the query's identity, bool ``[B]``."""
+    def has_identity(self, like: Tensor) -> Tensor:
+        """Whether it has the query's identity, bool ``[B]``; false for all where there were no tiles."""
+        if self.place is None:
+            return like.new_zeros(self._count, dtype=torch.bool)
         return self.place % 2 == 1
+
+
+def _places(key: Tensor, of_queries: Tensor, of_keys: Tensor, first: int) -> Tensor:
+    """``Nearest.place`` of the keys of a tile whose first one has this index."""
+    return torch.add(of_keys[key] == of_queries, key + first if first else key, alpha=2)
 
 
 class Sums:
     """Of each of B queries, what is summed over the keys: of a side of the matrix, its rows or its columns."""
 
-    def __init__(self, like: Tensor, count: int, at_least: Tensor | None = None) -> None:
-        """Nothing yet; on the device of ``like``.
+    def __init__(self, count: int, at_least: Tensor | None = None) -> None:
+        """Nothing yet.
 
         Args:
-            like: Of the queries.
             count: B.
             at_least: A bound that the logit of each query's nearest key is not below: fewer keys are then looked at.
         """
-        self.log_sum, self.nearest = LogSum(like, count), Nearest(like, count, at_least)
-        self.positive, self.counts, self.every = like.new_zeros((3, count), dtype=torch.float64).unbind()
+        self.log_sum, self.nearest = LogSum(count), Nearest(count, at_least)
+        self.positive, self.counts, self.every = (Total(count) for _ in range(3))
 
-    def packed(self) -> Tensor:
-        """All that replicas add up, fp64 ``[B, 8]``."""
-        found, nearest = self.log_sum, self.nearest
-        sums = (found.plain, found.total, self.positive, self.counts, self.every)
-        return torch.stack([*sums, found.largest, nearest.logit.double(), nearest.place], 1)
+    def packed(self, like: Tensor) -> Tensor:
+        """All that replicas add up, fp64 ``[B, 6]``: the logarithm, the nearest key's logit, three sums, its place."""
+        near = self.nearest
+        assert near.logit is not None
+        assert near.place is not None, "each query meets a key"
+        sums = (one.value(like) for one in (self.positive, self.counts, self.every))
+        return torch.stack([self.log_sum.value(like), near.logit.double(), *sums, near.place.double()], 1)
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> "Sums":
         """The inverse of ``packed``."""
-        sums = cls(packed, 0)
-        found, nearest = sums.log_sum, sums.nearest
-        found.plain, found.total, sums.positive, sums.counts, sums.every = packed[:, :5].unbind(1)
-        found.largest, nearest.logit, nearest.place = packed[:, 5:].unbind(1)
+        sums, count = cls(len(packed)), len(packed)
+        log, sums.nearest.logit, *totals, sums.nearest.place = packed.unbind(1)
+        sums.log_sum = LogSum(count, log)
+        sums.positive, sums.counts, sums.every = (Total(count, one) for one in totals)
         return sums
 
 
 def merged(packed: Tensor) -> Tensor:
-    """Of several ``packed`` sums over different keys, ``[S, B, 8]``, those over all of them, ``[B, 8]``."""
-    largest, nearest = packed[..., 5].amax(0), packed[..., 6].amax(0)
-    total = (packed[..., 1] * (packed[..., 5] - largest).exp2()).sum(0)
-    first = packed[..., 7].masked_fill(packed[..., 6] < nearest, float("inf")).amin(0)
-    plain, _, *sums = packed[..., :5].sum(0).unbind(1)
-    return torch.stack([plain, total, *sums, largest, nearest, first], 1)
+    """Of several ``packed`` sums over different keys, ``[S, B, 6]``, those over all of them, ``[B, 6]``."""
+    largest = packed[..., :2].amax(0)
+    log, logit = largest.unbind(1)
+    log = log + (packed[..., 0] - log).exp2_().sum(0).log2()
+    place = packed[..., -1].masked_fill(packed[..., 1] < logit, float("inf")).amin(0)
+    return torch.cat([torch.stack([log, logit], 1), packed[..., 2:-1].sum(0), place[:, None]], 1)
 
 
 class Matrix:
@@ -150,12 +218,21 @@ class Matrix:
         rows = (self._rows, tile.rows, 1)
         return [rows] if self._columns is None else [rows, (self._columns, tile.columns, 0)]
 
-    def largest(self, tile: Tile, logits: Tensor) -> list[Tensor]:
-        """The largest logit of each row, and of each column where these are summed."""
-        return [logits.amax(dim) for _, _, dim in self.sides(tile)]
+    def largest(self, tile: Tile, logits: Tensor, *, places: bool = False) -> list[Largest]:
+        """The largest logit of each row, and of each column where these are summed.
+
+        Args:
+            tile: The tile.
+            logits: Its logits.
+            places: Whether keys will be looked for; where the host sees which tiles have none, this is put off.
+        """
+        dims = [dim for _, _, dim in self.sides(tile)]
+        if places and not host_sees(logits):
+            return [Largest(*logits.max(dim)) for dim in dims]
+        return [Largest(logits.amax(dim), None) for dim in dims]
 
     def meet(
-        self, tile: Tile, logits: Tensor, largest: list[Tensor], identity: Tensor, first: int, block: KeyBlock
+        self, tile: Tile, logits: Tensor, largest: list[Largest], identity: Tensor, first: int, block: KeyBlock
     ) -> None:
         """Looks for nearer keys.
 
@@ -174,15 +251,15 @@ class Matrix:
         if self._columns is not None:
             self._columns.nearest.add(tile.columns, logits.t(), largest[1], other, own, at[0])
 
-    def add_powers(self, tile: Tile, logits: Tensor, largest: list[Tensor]) -> None:
+    def add_powers(self, tile: Tile, logits: Tensor, largest: list[Largest]) -> None:
         """Takes the logits of normalisers, and may overwrite them; ``largest`` of these."""
-        if is_plain(*largest):
+        if is_plain(*(one.logit for one in largest)):
             powers = logits.exp2_()
             for side, part, dim in self.sides(tile):
-                side.log_sum.plain[part].add_(powers.sum(dim))
+                side.log_sum.plain.add(part, powers.sum(dim))
         else:
             for (side, part, dim), limit in zip(self.sides(tile), largest, strict=True):
-                side.log_sum.add(part, logits, limit, dim=dim)
+                side.log_sum.add(part, logits, limit.logit, dim=dim)
 
 
 def below_pairs(query: Tensor, keys: Tensor) -> Tensor | None:

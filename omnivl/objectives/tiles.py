@@ -15,6 +15,8 @@ from omnivl.objectives.spread_keys import KeyBlock
 from omnivl.parts.similarity import similarity
 
 LOG2E = math.log2(math.e)
+LOWEST = torch.finfo(torch.float32).min
+"""The logit of a key that does not count: its power is 0 beside any other, and differences of it are finite."""
 
 _TILE_ELEMENTS = {"cpu": 2**18}
 _USUAL_TILE_ELEMENTS = 2**25
@@ -53,15 +55,18 @@ class Tile:
         """Logits of the normaliser; may be the given ones. ``positive`` may be None where all weights are 1."""
         if (weights := self._block.log_weights) is not None:
             assert positive is not None
-            columns = weights[self.columns] if isinstance(weights, Tensor) else weights
-            logits = torch.where(positive, logits, logits + columns * LOG2E)
+            if isinstance(weights, Tensor):
+                added: Tensor | float = (weights[self.columns] * LOG2E).clamp_(min=LOWEST)
+            else:
+                added = max(weights * LOG2E, LOWEST)
+            logits = torch.where(positive, logits, logits + added)
         return self.allowed(logits)
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Minus infinity where the key is not valid; may be the given ones."""
-        if self._block.valid is None:
+        """``LOWEST`` where the key is not valid; may be the given ones."""
+        if self._block.left_out is None:
             return logits
-        return logits.masked_fill(~self._block.valid[self.columns], float("-inf"))
+        return logits.masked_fill(self._block.left_out[self.columns], LOWEST)
 
 
 def strips(query: Tensor, block: KeyBlock) -> Iterator[tuple[slice, list[Tile]]]:
@@ -107,37 +112,58 @@ def pair_products(query: Tensor, keys: Tensor) -> Tensor:
 class TileGradients:
     """The gradients of the queries and of a block's keys by those of the products of tiles."""
 
-    def __init__(self, query: Tensor, of_query: Tensor, *, of_keys: bool) -> None:
-        """Adds to ``of_query``, of the shape of ``query``; keys get gradients too where ``of_keys``."""
-        self._query, self._of_query, self._for_keys = query, of_query, of_keys
+    def __init__(self, query: Tensor) -> None:
+        """``query`` is what products were made of."""
+        self._query = query
+        self._of_query: Tensor | None = None
 
-    def of_block(self, block: KeyBlock, of_tile: Callable[[Tile], Tensor]) -> Tensor:
-        """The gradient of the block's keys, of their shape; empty where they get none.
+    def of_block(self, block: KeyBlock, of_tile: Callable[[Tile], Tensor], *, of_keys: bool) -> Tensor | None:
+        """Adds to ``total``; the gradient of the block's keys, of their shape, or None where they get none.
 
         Args:
             block: The keys.
             of_tile: Gives the gradient of a tile's products.
+            of_keys: Whether the keys get gradients.
         """
-        made = torch.empty_like(block.keys) if self._for_keys else block.keys.new_empty(0)
+        made: Tensor | None = None
         for columns, tiles in strips(self._query, block):
-            # Its transpose is the one whose product needs no transposed copy of the tile.
-            shape = block.keys[columns].shape
-            transposed = made.new_zeros(shape[-1], shape[:-1].numel()) if self._for_keys else None
+            total: Tensor | None = None
             for tile in tiles:
-                self._add(of_tile(tile), tile, transposed)
-            if transposed is not None:
-                made[columns] = transposed.t().view(shape)
+                of_products, query, keys = self._flat(of_tile(tile), tile)
+                self._add(tile.rows, of_products, keys)
+                if of_keys:
+                    # On a CPU transposed, by the product that needs no transposed copy of the tile.
+                    factors = (query.t(), of_products) if host_sees(query) else (of_products.t(), query)
+                    total = factors[0] @ factors[1] if total is None else total.addmm_(*factors)
+            if total is None:
+                continue
+            found = (total.t() if host_sees(total) else total).view(block.keys[columns].shape)
+            if len(found) == len(block.keys):
+                return found.contiguous()
+            made = torch.empty_like(block.keys) if made is None else made
+            made[columns] = found
         return made
 
-    def _add(self, of_products: Tensor, tile: Tile, of_keys: Tensor | None) -> None:
-        query, keys, of_query = self._query[tile.rows], tile.keys, self._of_query[tile.rows]
-        if query.dim() == 3 or keys.dim() == 3:
-            own, other = (one if one.dim() == 3 else one[:, None] for one in (query, keys))
-            products = (own.flatten(0, 1) @ other.flatten(0, 1).t()).view(*own.shape[:2], *other.shape[:2])
-            largest = products == products.amax((1, 3), keepdim=True)
-            shares = of_products[:, None, :, None] * largest / largest.sum((1, 3), keepdim=True)
-            of_products, query, keys = shares.flatten(2).flatten(0, 1), own.flatten(0, 1), other.flatten(0, 1)
-            of_query = of_query.view(-1, of_query.shape[-1])
-        of_query.addmm_(of_products, keys)
-        if of_keys is not None:
-            of_keys.addmm_(query.t(), of_products)
+    def total(self) -> Tensor:
+        """The gradient of the queries, of their shape, over all blocks so far; at least one."""
+        assert self._of_query is not None
+        return self._of_query
+
+    def _flat(self, of_products: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the products of single embeddings, and these: of the queries and of the keys."""
+        query, keys = self._query[tile.rows], tile.keys
+        if query.dim() == keys.dim() == 2:
+            return of_products, query, keys
+        own, other = (one if one.dim() == 3 else one[:, None] for one in (query, keys))
+        products = (own.flatten(0, 1) @ other.flatten(0, 1).t()).view(*own.shape[:2], *other.shape[:2])
+        largest = products == products.amax((1, 3), keepdim=True)
+        shares = of_products[:, None, :, None] * largest / largest.sum((1, 3), keepdim=True)
+        return shares.flatten(2).flatten(0, 1), own.flatten(0, 1), other.flatten(0, 1)
+
+    def _add(self, rows: slice, of_products: Tensor, keys: Tensor) -> None:
+        if self._of_query is None and rows.stop - rows.start == len(self._query):
+            self._of_query = (of_products @ keys).view(self._query.shape)
+            return
+        if self._of_query is None:
+            self._of_query = torch.zeros_like(self._query)
+        self._of_query[rows].view(-1, keys.shape[-1]).addmm_(of_products, keys)

@@ -296,18 +296,18 @@ def test_sums_of_several_replicas_merge() -> None:
     of_keys = torch.arange(12)
     of_keys[5] = identity
     for first in (8, 4, 0):
-        sums, part = Sums(logits, 5), logits[:, first : first + 4]
+        sums, part = Sums(5), logits[:, first : first + 4]
         matrix, keys = Matrix(sums, None), torch.empty(4, 1)
         block = KeyBlock(keys, of_keys[first : first + 4], first)
         tile = Tile(block, slice(0, 5), slice(0, 4), keys)
-        largest = matrix.largest(tile, part)
+        largest = matrix.largest(tile, part, places=True)
         matrix.meet(tile, part, largest, torch.full((5,), identity), 0, block)
         matrix.add_powers(tile, part.clone(), largest)
-        found.append(sums.packed())
+        found.append(sums.packed(logits))
     whole = Sums.unpacked(merged(torch.stack(found)))
-    torch.testing.assert_close(whole.log_sum.value(), (logits.double() * LN2).logsumexp(1) / LN2)
+    torch.testing.assert_close(whole.log_sum.value(logits), (logits.double() * LN2).logsumexp(1) / LN2)
     assert whole.nearest.place.tolist() == [2 * key + (key == 5) for key in logits.argmax(1).tolist()]
-    assert whole.nearest.has_identity()[:2].tolist() == [True, True]
+    assert whole.nearest.has_identity(logits)[:2].tolist() == [True, True]
 
 
 def test_the_matrix_is_never_kept() -> None:
