@@ -441,5 +441,5 @@ def weigh_terms(joined: Tensor, parts: int) -> Tensor:
     Returns:
         ``parts / joined``; finite where there is no term.
     """
-    weight: Tensor = parts / torch.where(joined > 0, joined, 1.0)
+    weight: Tensor = parts / joined.masked_fill(joined <= 0, 1.0)
     return weight

@@ -10,8 +10,9 @@ sends its items. Everything that is not a tensor is in the ``StepLayout``: a pur
 batch's data entry, kind and size, so that every pipeline stage can compute it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Self
 
 import torch
@@ -206,19 +207,31 @@ class State(dict[str, Tensor]):
             KeyError: The layout has no such segment, or its stream has been dropped.
         """
         apart = self.get(f"{stream}/{segment}")
-        return self[stream][self.layout.segments(stream)[segment]] if apart is None else apart
+        return part(self[stream], self.layout.segments(stream)[segment]) if apart is None else apart
 
     def of_twins(self, field: str, stream: str) -> Tensor:
         """The rows of a field, stacked as a stream, of the segments that the stream's momentum twin computes."""
-        rows = [self[field][self.layout.segments(stream)[name]] for name in self.layout.twins[stream]]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        rows = [part(self[field], self.layout.segments(stream)[name]) for name in self.layout.twins[stream]]
+        return joined(rows)
 
-    def pooled(self, join: str) -> Tensor:
-        """The pooled representation of each fused row of a join, ``[R, D]``.
+    def pooled(self, *joins: str) -> Tensor:
+        """The pooled representation of each fused row of joins, one below the other, ``[R, D]``.
 
         This is ``pooled`` if the architecture computes it, which it does if an objective's ``reads`` name it; else the
         row's first position.
         """
-        if "pooled" in self:
-            return self["pooled"][self.layout.fused[join]]
-        return self.rows("fused", join)[:, 0]
+        pooled = self["pooled"] if "pooled" in self else self["fused"][:, 0]
+        rows = [self.layout.fused[join] for join in joins]
+        if all(one.stop == other.start for one, other in pairwise(rows)):
+            return part(pooled, slice(rows[0].start, rows[-1].stop))
+        return torch.cat([pooled[own] for own in rows])
+
+
+def part(rows: Tensor, own: slice) -> Tensor:
+    """Some rows; all of them are the tensor itself, whose gradient is then not copied into one of zeros."""
+    return rows if own.start == 0 and own.stop == len(rows) else rows[own]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts one below the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,5 +1,6 @@
 """Recall at 1 within a batch, a metric of contrastive objectives."""
 
+import torch
 from torch import Tensor
 
 
@@ -10,4 +11,5 @@ def recalls(visual_is_right: Tensor, text_is_right: Tensor) -> dict[str, Tensor]
         visual_is_right: Whether this is so for each picture or clip, bool ``[B]``.
         text_is_right: Likewise for each text.
     """
-    return {"visual_to_text_r1": visual_is_right.float().mean(), "text_to_visual_r1": text_is_right.float().mean()}
+    of_visual, of_text = torch.stack([visual_is_right, text_is_right]).float().mean(1).unbind()
+    return {"visual_to_text_r1": of_visual, "text_to_visual_r1": of_text}

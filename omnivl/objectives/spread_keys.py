@@ -63,7 +63,7 @@ class SpreadKeys:
             gather: The replicas.
             ring: Whether blocks go round; None: where joined keys are larger than ``RING_BYTES``.
         """
-        self.own, self.identity, self.gather = own, identity, gather
+        self.own, self.identity, self.gather, self._ring = own, identity, gather, ring
         large = own.nbytes * gather.replicas > RING_BYTES
         self._in_ring = gather.replicas > 1 and (large if ring is None else ring)
         self._joined_identity = cache(lambda: gather.join(identity))
@@ -74,9 +74,14 @@ class SpreadKeys:
         cls, visual: Tensor, text: Tensor, identity: Tensor, gather: Gather, ring: bool | None = None
     ) -> tuple["SpreadKeys", "SpreadKeys"]:
         """Visual and textual keys of the same samples, whose identities are joined once."""
-        keys = cls(visual, identity, gather, ring), cls(text, identity, gather, ring)
-        keys[1]._joined_identity = keys[0]._joined_identity
-        return keys
+        first = cls(visual, identity, gather, ring)
+        return first, first.of_same_samples(text)
+
+    def of_same_samples(self, own: Tensor) -> "SpreadKeys":
+        """Other embeddings of the same samples, whose identities are not joined again."""
+        made = SpreadKeys(own, self.identity, self.gather, self._ring)
+        made._joined_identity = self._joined_identity
+        return made
 
     def joined(self) -> KeyBlock:
         """The keys of all replicas at once. Called by every replica."""

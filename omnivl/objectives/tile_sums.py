@@ -84,7 +84,10 @@ class LogSum:
         if mean is not None:
             share = (log - together).exp2_()
             self._mean.add(part, (mean - self._mean.value(mean)[part]) * share)
-        self._log[part] = together
+        if len(log) == self._count:
+            self._log = together
+        else:
+            self._log[part] = together
 
     def value(self, like: Tensor) -> Tensor:
         """fp64 ``[B]``, on the device of ``like``; where there is nothing, a number so low that its power is 0."""
@@ -180,30 +183,31 @@ class Sums:
         self.positive, self.counts, self.every = (Total(count) for _ in range(3))
 
     def packed(self, like: Tensor) -> Tensor:
-        """All that replicas add up, fp64 ``[B, 6]``: the logarithm, the nearest key's logit, three sums, its place."""
+        """All that replicas add up, fp64 ``[B, n]``: the logarithm, the nearest key's logit, sums, that key's place."""
         near = self.nearest
         assert near.logit is not None
         assert near.place is not None, "each query meets a key"
-        sums = (one.value(like) for one in (self.positive, self.counts, self.every))
+        totals = [self.positive, self.counts] if self.every.found is None else [self.positive, self.counts, self.every]
+        sums = (one.value(like) for one in totals)
         return torch.stack([self.log_sum.value(like), near.logit.double(), *sums, near.place.double()], 1)
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> "Sums":
         """The inverse of ``packed``."""
         sums, count = cls(len(packed)), len(packed)
-        log, sums.nearest.logit, *totals, sums.nearest.place = packed.unbind(1)
-        sums.log_sum = LogSum(count, log)
-        sums.positive, sums.counts, sums.every = (Total(count, one) for one in totals)
+        log, sums.nearest.logit, positive, counts, *every, sums.nearest.place = packed.unbind(1)
+        sums.log_sum, sums.positive, sums.counts = LogSum(count, log), Total(count, positive), Total(count, counts)
+        sums.every = Total(count, *every)
         return sums
 
 
 def merged(packed: Tensor) -> Tensor:
-    """Of several ``packed`` sums over different keys, ``[S, B, 6]``, those over all of them, ``[B, 6]``."""
+    """Of several ``packed`` sums over different keys, ``[S, B, n]``, those over all of them, ``[B, n]``."""
     largest = packed[..., :2].amax(0)
     log, logit = largest.unbind(1)
     log = log + (packed[..., 0] - log).exp2_().sum(0).log2()
     place = packed[..., -1].masked_fill(packed[..., 1] < logit, float("inf")).amin(0)
-    return torch.cat([torch.stack([log, logit], 1), packed[..., 2:-1].sum(0), place[:, None]], 1)
+    return torch.cat([log[:, None], logit[:, None], packed[..., 2:-1].sum(0), place[:, None]], 1)
 
 
 class Matrix:

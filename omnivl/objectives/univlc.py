@@ -148,7 +148,7 @@ class UniVLC(Objective):
             if heads.own.training and torch.is_grad_enabled():
                 pushed = batch
                 if source is not momentum:
-                    pushed = SpreadKeys.both(momentum.visual, momentum.text, momentum.identity, gather)
+                    pushed = batch[0].of_same_samples(momentum.visual), batch[0].of_same_samples(momentum.text)
                 heads.own.outbox.append(pushed_keys(*pushed, state.layout.kind))
             queue = heads.own.queue.keys()
         teachers = None
@@ -159,7 +159,7 @@ class UniVLC(Objective):
         scale = state["logit_scale"]
         from_visual, from_text = self.contrast(queries, batch, state.layout.kind, scale, queue, teachers)
         metrics = {
-            "temperature": (1.0 / scale).detach(),
+            "temperature": scale.detach().reciprocal(),
             **recalls(from_visual.nearest_is_positive, from_text.nearest_is_positive),
             "positives": from_visual.positives.mean(),
         }

@@ -120,12 +120,9 @@ class VLM(Objective):
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
         twin = TWIN if self.similarities == "momentum" else ""
         visual_keys, text_keys = (world.join(state[twin + name].detach()) for name in EMBEDDINGS)
-        drawn = [
-            draw_negatives(scale * similarity(query, keys), admissible, uniform, self.epsilon, self.probabilities)
-            for query, keys, uniform in ((text, visual_keys, uniforms[:, 0]), (visual, text_keys, uniforms[:, 1]))
-        ]
-        count = admissible.shape[1]
-        rows = [(row - world.replica * len(identity)) % count for row in drawn]
+        logits = scale * torch.stack([similarity(text, visual_keys), similarity(visual, text_keys)])
+        drawn = draw_negatives(logits, admissible, uniforms.t(), self.epsilon, self.probabilities)
+        rows = ((drawn - world.replica * len(identity)) % admissible.shape[1]).unbind()
         leaves = {f"{self.key}/has_negative": admissible.any(-1)}
         return Drawn(dict(zip(self.segments[1:], rows, strict=True)), self.negatives == "global", leaves)
 
@@ -137,16 +134,18 @@ class VLM(Objective):
         """Mean two-way cross-entropy over positive pairs and admissible negative ones."""
         head = heads.own
         assert isinstance(head, MatchHead)
-        logits = torch.cat([head(state.pooled(name)) for name in self.segments])
+        logits = head(state.pooled(*self.segments))
         has_negative = state[f"{self.key}/has_negative"].float()
-        weights = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
+        weights = has_negative.repeat(len(self.segments))
+        weights[: len(has_negative)].fill_(1.0)
         targets = torch.zeros(len(weights), dtype=torch.int64, device=logits.device)
-        targets[: len(has_negative)] = 1
+        targets[: len(has_negative)].fill_(1)
         total = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        count = weights.sum()
         with torch.no_grad():
-            right = (logits.argmax(-1) == targets).float() * weights
-            metrics = {"accuracy": right.sum() / weights.sum(), "with_negative": has_negative.mean()}
-        return ObjectiveLoss(replica_mean(total, weights.sum(), gather, state.term_weight(self.key)), metrics)
+            right = (logits.argmax(-1) == targets) * weights
+            metrics = {"accuracy": right.sum() / count, "with_negative": has_negative.mean()}
+        return ObjectiveLoss(replica_mean(total, count, gather, state.term_weight(self.key)), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""
@@ -176,23 +175,22 @@ def draw_negatives(
     """Draws one candidate per row by the inverse of the cumulative softmax.
 
     Args:
-        logits: Similarities over temperature ``[B, K]``.
+        logits: Similarities over temperature ``[..., B, K]``.
         admissible: Bool ``[B, K]``; others are never drawn.
-        uniforms: fp32 ``[B]`` in [0, 1).
+        uniforms: fp32 ``[..., B]`` in [0, 1).
         epsilon: Added to the probability of every admissible candidate.
         probabilities: See ``VLM``.
 
     Returns:
-        int64 ``[B]``. A row without an admissible candidate gets 0; the caller has to leave it out.
+        int64 ``[..., B]``. A row without an admissible candidate gets 0; the caller has to leave it out.
     """
     compared = logits.float()
     if probabilities == "negatives":
-        compared = compared.masked_fill(~admissible, float("-inf"))
-    # The softmax of a row of -inf is NaN, which would spread through the sums below.
-    weights = torch.where(admissible, compared.softmax(-1).nan_to_num(0.0) + epsilon, 0.0).double()
+        # Finite: the softmax of a row of minus infinity is NaN, which would spread through the sums below.
+        compared = compared.masked_fill(~admissible, torch.finfo(torch.float32).min)
+    weights = ((compared.softmax(-1) + epsilon) * admissible).double()
     cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1:]
+    total = cumulative[..., -1:]
     # Below the total in any rounding, so that no index after the last admissible candidate can result.
-    threshold = torch.minimum(uniforms.double()[:, None] * total, total * (1.0 - 1e-12))
-    drawn = (cumulative <= threshold).sum(-1)
-    return torch.where(admissible.any(-1), drawn, 0)
+    threshold = torch.minimum(uniforms.double()[..., None] * total, total * (1.0 - 1e-12))
+    return (cumulative <= threshold).sum(-1) % admissible.shape[-1]  # K where nothing is admissible

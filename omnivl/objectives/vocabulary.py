@@ -13,6 +13,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import ObjectiveLoss, replica_mean
 from omnivl.chain.positions import IGNORED, chosen_positions
 from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.padding import selected
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def token_loss(
     """
     assert isinstance(head, VocabularyHead), "the vocabulary head comes from the Losses layer"
     chosen = chosen_positions(targets != IGNORED) if chosen is None else chosen
-    logits, wanted = head(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
+    logits, wanted = head(selected(hidden, chosen)), targets.flatten()[chosen]
     if teacher is None:
         return words_loss(logits, wanted, gather, label_smoothing, term_weight=term_weight)
     assert isinstance(teacher.head, VocabularyHead), "its head's twin comes from the Losses layer"

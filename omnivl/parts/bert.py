@@ -35,10 +35,14 @@ class ResidualBlock(nn.Module):
     Attributes:
         reads_padding: Whether the feed-forward slot has to be told which positions are padding.
         slot_flops: Operations of the feed-forward slot on one token, forward.
+        attention: Self-attention, which subclasses build.
+        causal: Whether a position sees itself and earlier ones only.
         ffn: The filling of the slot, which subclasses build.
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
+    attention: SelfAttention
+    causal: bool
     ffn: nn.Module
 
     def __init__(self, sizes: Transformer, index: int) -> None:
@@ -53,6 +57,17 @@ class ResidualBlock(nn.Module):
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
         """The input of a branch: the stream ``x``, normalised in pre-norm blocks."""
         return norm(x) if self.is_pre_norm else x
+
+    def attend(self, norm: nn.Module, x: Tensor, mask: Tensor | None, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Self-attention to the stream ``x``, and what it read (``moe.linear.linear_beside``).
+
+        Texts have their padding at the end, where no token of a causal block looks.
+        """
+        read = self.enter(norm, x)
+        made: tuple[Tensor, Tensor] = self.attention(
+            read, None if self.causal else mask, self.causal, padding, beside=True
+        )
+        return made
 
     def tokens(
         self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False, causal: bool = False
@@ -117,11 +132,10 @@ class BertBlock(ResidualBlock):
         """
         padding = None if first_only else Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
-        read = self.enter(self.norm1, x)
         if first_only:
-            x, attended = x[:, :1], self.attention.first(read, mask)
+            x, attended = x[:, :1], self.attention.first(self.enter(self.norm1, x), mask)
         else:
-            attended, read = self.attention(read, mask, self.causal, padding, beside=True)
+            attended, read = self.attend(self.norm1, x, mask, padding)
             x = x if self.is_pre_norm else read
         x = self.leave(self.norm1, x, attended)
         x, out = self.feed(self.norm2, x, self.tokens(x, mask, padding, causal=self.causal))

@@ -95,7 +95,7 @@ class GroundedBlock(ResidualBlock):
         """
         padding = Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
-        attended, read = self.attention(self.enter(self.norm1, x), mask, self.causal, padding, beside=True)
+        attended, read = self.attend(self.norm1, x, mask, padding)
         x = self.leave(self.norm1, x if self.is_pre_norm else read, attended)
         kv, memory = self.cross.project_beside(memory)
         out = self._after_self_attention(x, kv, rows, memory_mask, mask, padding)

@@ -22,7 +22,7 @@ from moe.working import keep_exact, working
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
 from omnivl.chain.positions import ids_name, kept_positions
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.state import State, StepLayout, joined
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.linear import LayerNorm, linear
@@ -62,26 +62,25 @@ class PatchEmbedding(nn.Module):
         stretched = resize_times(before.reshape(frames, hidden * values), own.shape[0]).reshape(own.shape)
         return stretched + (before.sum(0) - stretched.sum(0)) / own.shape[0]
 
-    def forward(self, frames: Tensor, is_video: bool, dtype: torch.dtype) -> Tensor:
-        """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, T', N, D]`` of ``dtype``.
+    def forward(self, pixels: Tensor, is_video: bool) -> Tensor:
+        """Embeds ``pixels [B, T, N, C]`` (``pixel_values``) to ``[B, T', N, D]``.
 
         Raises:
-            ModelError: The frames' size is no multiple of the patch size, or their number none of the tubelet size.
+            ModelError: The number of frames is no multiple of the tubelet size.
         """
         keep_exact(self.weight)  # clips add to it before they cast
-        pixels = pixel_values(frames, self.patch_size, dtype)
         if not is_video:
             return linear(pixels, self.weight, self.bias)
-        if frames.shape[1] % self.tubelet_size != 0:
+        if pixels.shape[1] % self.tubelet_size != 0:
             raise ModelError(
-                f"clip of {frames.shape[1]} frames: not a multiple of tubelet_size {self.tubelet_size}; "
+                f"clip of {pixels.shape[1]} frames: not a multiple of tubelet_size {self.tubelet_size}; "
                 "change num_frames or tubelet_size"
             )
         kernels = self.weight / self.tubelet_size + self.video_delta
         # One product per frame of the tubelet, then a sum: for equal frames and an even kernel all products round
         # alike, so that their sum is the image's product to the last bit.
         parts = [linear(pixels[:, i :: self.tubelet_size], kernels[i]) for i in range(self.tubelet_size)]
-        return torch.stack(parts).sum(0) + working(self.bias, dtype)
+        return torch.stack(parts).sum(0) + working(self.bias, pixels.dtype)
 
 
 def pixel_values(frames: Tensor, patch_size: int, dtype: torch.dtype) -> Tensor:
@@ -160,7 +159,7 @@ class VisualEmbedding(nn.Module):
 
     def __init__(self, sizes: Patches, visual: Transformer) -> None:
         super().__init__()
-        self.patch_size, self.patch_dropout = sizes.patch_size, sizes.patch_dropout
+        self.patch_dropout = sizes.patch_dropout
         size = visual.hidden_size
         self.patches = PatchEmbedding(sizes, size)
         rows, columns = sizes.grid(is_video=False)
@@ -187,33 +186,32 @@ class VisualEmbedding(nn.Module):
 
     def forward(
         self,
-        frames: Tensor,
+        pixels: Tensor,
+        grid: tuple[int, int],
         is_video: bool,
         masked: tuple[tuple[Tensor, Tensor], ...],
         clean: bool,
-        dtype: torch.dtype,
         grids: Tensor | None = None,
     ) -> Tensor:
         """Embeds frames and their masked versions.
 
         Args:
-            frames: uint8 ``[B, T, 3, H, W]``.
+            pixels: ``[B, T, N, C]``, see ``pixel_values``; the result has their dtype.
+            grid: Rows and columns of patches of a frame.
             is_video: Whether to use 3D patches and temporal positions.
             masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T', N]``; one per masked pass.
             clean: Whether to embed the unmasked frames too; their rows come first.
-            dtype: Of the result.
             grids: int64 ``[B, 2]``, where patches of pictures of their own sizes stand side by side; see ``Batch``.
 
         Returns:
             ``[R_visual, S, D]``.
         """
-        patches = self.patches(frames, is_video, dtype)
+        patches, dtype = self.patches(pixels, is_video), pixels.dtype
         stacks = [patches] if clean else []
         for rows, mask in masked:
             stacks.append(torch.where(mask[..., None], working(self.mask_token, dtype), patches.index_select(0, rows)))
-        stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
+        stack = joined(stacks)
         if grids is None:
-            grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
             where = resize_positions(self.positions[1:], grid)[None, None]
         else:
             where = resampled(self.positions[1:], grids, patches.shape[2])[:, None]
@@ -354,9 +352,10 @@ class Embed(EmbeddingLayer):
         assert isinstance(online, Embeddings)
         if layout.visual:
             seen = visual_mask(state, self._times(layout), "tokens first")
-            state = state.merged({"visual": self._visual(online, state, layout.visual), **seen})
+            pixels = pixel_values(state["frames"], self.sizes.patch_size, self.dtype)  # for the twin, too
+            state = state.merged({"visual": self._visual(online, state, pixels, layout.visual), **seen})
         if layout.text:
-            token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
+            token_ids = joined([state[ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
         if self.joins_inputs:
             streams = [name for name in ("visual", "text") if name in state]
@@ -364,7 +363,7 @@ class Embed(EmbeddingLayer):
             rows = {name: state[name][encoded_rows(layout, name)] for name in streams}
             state = state.merged({**inputs, **rows})
         if layout.generation:
-            token_ids = torch.cat([state[ids_name(layout.joins[name].text)] for name in layout.generation])
+            token_ids = joined([state[ids_name(layout.joins[name].text)] for name in layout.generation])
             start = int(state["cache/start"]) if "cache/start" in state else 0
             stream = online.text(token_ids, self.dtype, start)
             state = state.updated(generation=stream, generation_mask=token_ids != self.pad)
@@ -372,9 +371,9 @@ class Embed(EmbeddingLayer):
             assert isinstance(twin, Embeddings), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
                 if "visual" in layout.twins:
-                    state = state.updated(momentum_visual=self._visual(twin, state, layout.twins["visual"]))
+                    state = state.updated(momentum_visual=self._visual(twin, state, pixels, layout.twins["visual"]))
                 if "text" in layout.twins:
-                    token_ids = torch.cat([state[ids_name(name)] for name in layout.twins["text"]])
+                    token_ids = joined([state[ids_name(name)] for name in layout.twins["text"]])
                     state = state.updated(momentum_text=twin.text(token_ids, self.dtype))
         return state
 
@@ -386,12 +385,12 @@ class Embed(EmbeddingLayer):
         online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
         return (online + layout.batch_size * ("visual" in layout.twins)) * one
 
-    def _visual(self, embeddings: Embeddings, state: State, segments: Collection[str]) -> Tensor:
+    def _visual(self, embeddings: Embeddings, state: State, pixels: Tensor, segments: Collection[str]) -> Tensor:
         """The rows of some segments, the clean ones first."""
         masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in segments if name != CLEAN)
         is_video, clean = state.layout.is_video, CLEAN in segments
-        frames, grids = state["frames"], state.get("grids")
-        stream: Tensor = embeddings.visual(frames, is_video, masked, clean, self.dtype, grids)
+        rows, columns = (side // self.sizes.patch_size for side in state["frames"].shape[-2:])
+        stream: Tensor = embeddings.visual(pixels, (rows, columns), is_video, masked, clean, state.get("grids"))
         return stream
 
     def _times(self, layout: StepLayout) -> int:

@@ -17,7 +17,7 @@ from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import CLEAN, TWIN, Join
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.objective import Drawn, Objective
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.state import State, StepLayout, joined, part
 from omnivl.errors import ModelError
 from omnivl.parts.embed import encoded_rows
 
@@ -93,12 +93,13 @@ class JoinRows(ChainLayer):
                     continue
                 if stream == "text" and name in layout.embedded_texts:
                     continue
-                found[f"{stream}/{name}"] = state[stream][segments[name].start - first : segments[name].stop - first]
+                own = slice(segments[name].start - first, segments[name].stop - first)
+                found[f"{stream}/{name}"] = part(state[stream], own)
         for stream, segments in layout.twins.items():
             if TWIN + stream in layout.reads and CLEAN in segments and len(segments) > 1:
-                found[TWIN + stream] = state[TWIN + stream][segments[CLEAN]]
+                found[TWIN + stream] = part(state[TWIN + stream], segments[CLEAN])
         if "text" in layout.fields:
-            found[f"text_mask/{CLEAN}"] = state["text_mask"][layout.text[CLEAN]]
+            found[f"text_mask/{CLEAN}"] = part(state["text_mask"], layout.text[CLEAN])
         return found
 
     def _joined(self, state: State) -> dict[str, Tensor]:
@@ -115,16 +116,17 @@ class JoinRows(ChainLayer):
             found |= memory.stacked("memory")
         if not rows:
             return found
-        found["fused"] = torch.cat([text for text, _, _ in rows])
-        found["fused_mask"] = torch.cat([mask for _, mask, _ in rows])
-        found["fused_memory"] = state.get("join/rows", torch.cat([looked_at for _, _, looked_at in rows]))
+        found["fused"] = joined([text for text, _, _ in rows])
+        found["fused_mask"] = joined([mask for _, mask, _ in rows])
+        looked_at = state.get("join/rows")
+        found["fused_memory"] = joined([one for _, _, one in rows]) if looked_at is None else looked_at
         return self._concatenated(found) if self.concatenates else found
 
     def _memory(self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
         """The visual features that joins look at, clean rows first."""
         memory = _Memory(sides)
         if any(join.seen == (CLEAN,) for join in joins.values()):
-            memory.rows_of((CLEAN,), 0)
+            memory.first_of((CLEAN,))
         return memory
 
     def _rows(
@@ -156,20 +158,20 @@ class JoinRows(ChainLayer):
         joins = {name: layout.joins[name] for name in layout.twins["fused"]}
         drawn = {key: one for key, one in drawn.items() if any(name.split("/")[0] == key for name in joins)}
         visual, text = (
-            {name: state[f"{TWIN}{stream}"][rows] for name, rows in layout.twins[stream].items()}
+            {name: part(state[f"{TWIN}{stream}"], rows) for name, rows in layout.twins[stream].items()}
             for stream in ("visual", "text")
         )
         sides = Sides(
             visual,
             text,
-            {name: state["text_mask"][layout.text[name]] for name in text},
+            {name: part(state["text_mask"], layout.text[name]) for name in text},
             _visual_masks(state, layout, visual),
         )
         memory = self._memory(sides, joins, drawn)
         rows = self._rows(sides, joins, drawn, memory)
         return {
-            "momentum_fused": torch.cat([text for text, _, _ in rows]),
-            "momentum_fused_memory": torch.cat([looked_at for _, _, looked_at in rows]),
+            "momentum_fused": joined([text for text, _, _ in rows]),
+            "momentum_fused_memory": joined([looked_at for _, _, looked_at in rows]),
             **memory.stacked("momentum_memory"),
         }
 
@@ -194,10 +196,10 @@ class JoinRows(ChainLayer):
     def sides(self, state: State) -> "Sides":
         """The rows to join, by segment."""
         layout, suffix = state.layout, "_input" if self.joins_inputs else ""
-        visual = {name: state[f"visual{suffix}"][rows] for name, rows in layout.visual.items()}
+        visual = {name: part(state[f"visual{suffix}"], rows) for name, rows in layout.visual.items()}
         texts = {name: rows for name, rows in layout.text.items() if name in layout.joined}
-        text = {name: state[f"text{suffix}"][rows] for name, rows in texts.items()}
-        masks = {name: state["text_mask"][rows] for name, rows in texts.items()}
+        text = {name: part(state[f"text{suffix}"], rows) for name, rows in texts.items()}
+        masks = {name: part(state["text_mask"], rows) for name, rows in texts.items()}
         return Sides(visual, text, masks, _visual_masks(state, layout, visual))
 
     @torch.no_grad()
@@ -259,7 +261,7 @@ class Sides:
 def _visual_masks(state: State, layout: StepLayout, names: Collection[str]) -> dict[str, Tensor]:
     if "visual_mask" not in state:
         return {}
-    return {name: state["visual_mask"][layout.visual[name]] for name in names}
+    return {name: part(state["visual_mask"], layout.visual[name]) for name in names}
 
 
 class _Memory:
@@ -268,21 +270,33 @@ class _Memory:
     def __init__(self, sides: Sides) -> None:
         self.sides, self.features, self.masks = sides, list[Tensor](), list[Tensor]()
         self._start: dict[tuple[str, ...], int] = {}
+        self._ranges: dict[tuple[int, int], Tensor] = {}
 
     def added(self, features: Tensor, *mask: Tensor) -> Tensor:
         """int64 ``[n]``: the rows of features ``[n, S, D]``, which are appended, maybe with their mask."""
-        start = sum(map(len, self.features))
-        self.features.append(features)
-        self.masks.extend(mask)
-        return torch.arange(start, start + len(features), device=features.device)
+        return self._range(self._append(features, *mask), len(features))
+
+    def first_of(self, seen: tuple[str, ...]) -> int:
+        """The first of the rows of memory that hold segments, concatenated, which are appended if they are not yet."""
+        if seen not in self._start:
+            self._start[seen] = self._append(*self.sides.seen(*seen))
+        return self._start[seen]
 
     def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
         """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""
-        if seen not in self._start:
-            self._start[seen] = sum(map(len, self.features))
-            self.added(*self.sides.seen(*seen))
-        start = self._start[seen]
-        return torch.arange(start, start + count, device=self.features[0].device)
+        return self._range(self.first_of(seen), count)
+
+    def _append(self, features: Tensor, *mask: Tensor) -> int:
+        start = sum(map(len, self.features))
+        self.features.append(features)
+        self.masks.extend(mask)
+        return start
+
+    def _range(self, start: int, count: int) -> Tensor:
+        """int64 ``[count]``, made once: nobody writes to it."""
+        if (start, count) not in self._ranges:
+            self._ranges[start, count] = torch.arange(start, start + count, device=self.features[0].device)
+        return self._ranges[start, count]
 
     def stacked(self, name: str) -> dict[str, Tensor]:
         """All of it, ``[R_memory, S, D]``, by a name, and its mask, bool ``[R_memory, S]``, as ``{name}_mask``.
@@ -297,4 +311,4 @@ class _Memory:
                 "number; put the objectives into stages or data entries of their own"
             )
         parts = {name: self.features} | ({f"{name}_mask": self.masks} if self.masks else {})
-        return {key: part[0] if len(part) == 1 else torch.cat(part) for key, part in parts.items()}
+        return {key: joined(own) for key, own in parts.items()}

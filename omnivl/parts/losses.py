@@ -130,8 +130,9 @@ class Losses(ChainLayer):
                 made = self.objectives[key].loss(state, heads, self.gather)
             assert made.loss.dtype == torch.float32, f"{key} computes its loss in {made.loss.dtype}"
             losses[key] = made.loss
-            # Copies: a metric may be a parameter, which the optimizer changes before metrics are read.
-            metrics |= {f"metric/{key}/{metric}": value.detach().clone() for metric, value in made.metrics.items()}
+            metrics |= {f"metric/{key}/{metric}": value.detach() for metric, value in made.metrics.items()}
+        if metrics:  # copies: a metric may be a parameter, which the optimizer changes before metrics are read
+            metrics = dict(zip(metrics, torch.stack(list(metrics.values())).unbind(), strict=True))
         total = torch.stack([loss * self._weight(state, name) for name, loss in losses.items()]).sum()
         raw = {f"loss/{name}": loss for name, loss in losses.items()}
         return State({**state.under(_SCALARS), **metrics, **raw, "loss": total}, state.layout)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.chain import EMBEDDING_STACK, ChainLayer
@@ -17,10 +16,11 @@ from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, embedding_of
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, temperature_of
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.state import State, StepLayout, part
 from omnivl.errors import ModelError
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import Linear
+from omnivl.parts.similarity import unit_length
 from omnivl.parts.sizes import MomentumConfig
 
 
@@ -162,7 +162,7 @@ class Project(ChainLayer):
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
                 if f"{TWIN}{stream}_embedding" in layout.fields:
                     assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
-                    rows = state[TWIN + stream][layout.twins[stream][CLEAN]]
+                    rows = part(state[TWIN + stream], layout.twins[stream][CLEAN])
                     found[f"{TWIN}{stream}_embedding"] = self._embedding(twin, stream, rows, state)
         if "logit_scale" in layout.fields:
             found["logit_scale"] = self.scale()
@@ -175,7 +175,7 @@ class Project(ChainLayer):
         """The rows of a segment of an encoded stream."""
         rows = state.layout.segments(stream)[segment]
         first = encoded_rows(state.layout, stream).start if self.joins_inputs else 0
-        return state[stream][rows.start - first : rows.stop - first]
+        return part(state[stream], slice(rows.start - first, rows.stop - first))
 
     def after_step(self) -> None:
         """Updates the projections' twins."""
@@ -207,8 +207,8 @@ def embed(projection: nn.Module, pooled: Tensor, several: bool = False) -> Tenso
 
     For ``[B, M, D]`` the mean of the M embeddings, or, if ``several`` is true, all of them, ``[B, M, P]``.
     """
-    made = F.normalize(projection(pooled.float()), dim=-1)
-    return made if several or made.dim() == 2 else F.normalize(made.mean(1), dim=-1)
+    made = unit_length(projection(pooled.float()))
+    return made if several or made.dim() == 2 else unit_length(made.mean(1))
 
 
 class _Bounded(torch.autograd.Function):
@@ -223,8 +223,8 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (x,), (low, high) = gradients, ctx.saved_tensors, ctx.bounds
-        outwards = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
-        return torch.where(outwards, 0.0, gradient), None, None
+        below = torch.where(x <= low, gradient.clamp(max=0.0), gradient)
+        return torch.where(x >= high, below.clamp(min=0.0), below), None, None
 
 
 def bounded(x: Tensor, low: float, high: float) -> Tensor:

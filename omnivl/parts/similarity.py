@@ -3,6 +3,9 @@
 Shapes: N and K samples, M embeddings of a sample, P projection size.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -21,3 +24,29 @@ def similarity(queries: Tensor, keys: Tensor) -> Tensor:
     (rows, own, _), (columns, other, _) = (one.shape for one in several)
     products = several[0].flatten(0, 1) @ several[1].flatten(0, 1).t()
     return products.view(rows, own, columns, other).amax((1, 3))
+
+
+class _UnitLength(torch.autograd.Function):
+    """``x / |x|``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
+        made = x / length
+        ctx.save_for_backward(made, length)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,), (made, length) = gradients, ctx.saved_tensors
+        along = (gradient * (made / length)).sum(-1, keepdim=True)
+        return gradient / length - along * made
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """``x [..., P]``, L2-normalised: ``torch.nn.functional.normalize`` by half as many operations.
+
+    Differs: a vector that is shorter than 1e-12 and not zero has the gradient of a longer one; there it is meaningless.
+    """
+    made: Tensor = _UnitLength.apply(x)  # type: ignore[no-untyped-call]
+    return made

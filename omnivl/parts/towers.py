@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.positions import ids_name, kept_positions
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.state import State, StepLayout, joined
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.patches import num_patches
@@ -121,4 +121,4 @@ class EmbedTowers(EmbeddingLayer):
 
 def words_of(state: State, segments: Iterable[str]) -> Tensor:
     """Token ids of text segments, concatenated, int64 ``[R, L]``."""
-    return torch.cat([state[ids_name(name)] for name in segments])
+    return joined([state[ids_name(name)] for name in segments])

@@ -16,6 +16,7 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError, UserError
 from omnivl.objectives import MDM, MLM, MRM, VLM, PrepareContext, UniVLC
 from omnivl.objectives.masked_visual import pixel_targets
+from omnivl.parts.embed import pixel_values
 from omnivl.parts.streams import Part, Stream
 
 SPECIAL = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
@@ -106,7 +107,7 @@ def test_the_loss_is_what_the_three_parts_give_by_hand(beside) -> None:
     embed = chain.embed.block
 
     def visual(segment):
-        patches = embed.visual.patches(state["frames"], False, torch.float32)
+        patches = embed.visual.patches(pixel_values(state["frames"], 4, torch.float32), False)
         masked = torch.where(state[f"{segment}/mask"][..., None], embed.visual.mask_token, patches)[:, 0]
         first = (embed.visual.class_token + embed.visual.positions[0]).expand(3, 1, -1)
         return torch.cat([first, masked + embed.visual.positions[1:]], dim=1)
