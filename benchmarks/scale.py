@@ -88,6 +88,8 @@ CAPTIONS, LONGEST = range(2, 43), 128
 TOKENS, WIDTH = 64 * 197, 768
 """Of a micro-batch of images, and of ``base``."""
 REPLICAS, OWN_STEPS = 4, 20
+MOST_KERNELS, MOST_CASTS = 2500, 100
+"""Of a micro-batch of ``base``."""
 PAGE = ROOT / "docs" / "scale.md"
 BEFORE = {
     "bytes gathered / element read, ZeRO-3, UniVLC alone": "20",
@@ -344,8 +346,8 @@ def run(options: Options) -> Report:
         Ratio(f"heaviest / mean visual work of {REPLICAS} replicas, own sizes", _one(balanced), at_most=1.05),
         Ratio("the same with samples in their order", _one(in_order)),
         Ratio("real positions / computed ones, own sizes", _one(real), at_least=0.95),
-        Ratio("casts of a micro-batch", _one(casts.total()), at_most=100),
-        Ratio("kernels of a micro-batch", _one(kernels), at_most=2500),
+        Ratio("casts of a micro-batch", _one(casts.total()), at_most=MOST_CASTS),
+        Ratio("kernels of a micro-batch", _one(kernels), at_most=MOST_KERNELS),
         Ratio("graph breaks in blocks", _one(graph_breaks()), at_most=0),
         Ratio(
             "kept for the backward pass, 32 experts / dense",

@@ -392,6 +392,8 @@ def test_a_row_as_a_whole_is_its_first_position_unless_the_architecture_makes_it
     layout = StepLayout("image_text", 2, 1, fused={"a": slice(0, 2), "b": slice(2, 4)})
     state = State({"fused": torch.arange(24.0).view(4, 3, 2)}, layout)
     assert state.pooled("b").tolist() == [[12, 13], [18, 19]]
+    assert state.pooled("a", "b").tolist() == [[0, 1], [6, 7], [12, 13], [18, 19]], "end to end"
+    assert state.pooled("b", "a").tolist() == [[12, 13], [18, 19], [0, 1], [6, 7]], "not so"
     pooled = state.updated(pooled=torch.arange(12.0).view(4, 3))
     assert pooled.pooled("b").tolist() == [[6, 7, 8], [9, 10, 11]]
     sizes = HeadSizes({"fused": 2}, 4, 10, 0, 8, 1)

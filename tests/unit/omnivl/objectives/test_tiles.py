@@ -12,7 +12,7 @@ from dense_contrast import Dense, sigmoid_loss
 from torch import Tensor
 
 from omnivl.chain.gather import LocalGather
-from omnivl.objectives import tiles
+from omnivl.objectives import key_sums, positives, tile_sums, tiles
 from omnivl.objectives.contrast import (
     Contrasted,
     Teacher,
@@ -35,6 +35,14 @@ def _tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param is not None:
         monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", request.param)
         monkeypatch.setattr(tiles, "_TILE_ROWS", 8)
+
+
+@pytest.fixture(params=[True, False], ids=["host sees", "host waits"], autouse=True)
+def _host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test as on a CPU, and by the operations of an accelerator, whose values the host does not look at."""
+    if not request.param:
+        for module in (tiles, tile_sums, key_sums, positives):
+            monkeypatch.setattr(module, "host_sees", lambda tensor: False)
 
 
 def spread(keys: Tensor, identity: Tensor) -> SpreadKeys:

@@ -43,6 +43,17 @@ def test_inadmissible_candidates_are_never_drawn() -> None:
     assert set(draw([i / 1000 for i in range(1000)], torch.tensor([False, False, False, True]))) == {3}
 
 
+@pytest.mark.parametrize("probabilities", ["negatives", "all"])
+def test_several_matrices_are_drawn_from_as_each_alone(probabilities: str) -> None:
+    torch.manual_seed(0)
+    logits, uniforms, admissible = torch.randn(2, 6, 9), torch.rand(2, 6), torch.rand(6, 9) < 0.5
+    admissible[2] = False
+    together = draw_negatives(logits, admissible, uniforms, 1e-4, probabilities)
+    for one, rows, own in zip(together, logits, uniforms, strict=True):
+        assert one.tolist() == draw_negatives(rows, admissible, own, 1e-4, probabilities).tolist()
+        assert one[2] == 0
+
+
 def test_shares_of_draws_are_the_softmax() -> None:
     drawn = torch.tensor(draw([(i + 0.5) / 1000 for i in range(1000)]))
     assert torch.bincount(drawn, minlength=4).tolist() == [125, 0, 375, 500]

@@ -29,6 +29,18 @@ def test_a_causal_block_sees_no_later_position(padded: bool) -> None:
     torch.testing.assert_close(causal(x, MASK).y[:, -1], both(x, MASK).y[:, -1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_token_of_a_causal_block_sees_the_padding_at_its_end(dtype: torch.dtype) -> None:
+    """Also where padding is computed and attended to, as on an accelerator."""
+    torch.manual_seed(0)
+    block, x = BertBlock(SIZES, causal=True), torch.randn(3, 5, 8).to(dtype)
+    mask = MASK.clone()
+    mask[0, 3:] = mask[1, 4:] = False
+    assert torch.equal(block.attend(block.norm1, x, mask, None)[0], block.attend(block.norm1, x, MASK, None)[0])
+    masked = block.attention(block.enter(block.norm1, x), mask, True, None)
+    assert torch.equal(block.attend(block.norm1, x, mask, None)[0][mask], masked[mask])
+
+
 def test_the_last_causal_block_keeps_all_positions() -> None:
     layout = StepLayout("image_text", 3, 1, text={"clean": slice(0, 3)}, class_only=True)
     state = State({"text": torch.randn(3, 5, 8), "text_mask": MASK}, layout)
