@@ -120,13 +120,12 @@ class _Summed(torch.autograd.Function):
                 if columns is not None:
                     columns.positive.add(slice(None), (positives.by_key(side.scaled) * block.keys).sum(-1))
                     columns.counts.add(slice(None), positives.by_key(torch.ones_like(side.identity)))
-            for _, tiles in strips(query, block):
+            for _, tiles in strips(side.query, block):
                 for tile in tiles:
                     logits, mask = tile.logits(side.scaled), None
-                    is_old = block.first is None
-                    # Largest logits are wanted of what is summed and, of the batch's keys, of what is nearest.
-                    largest = None if is_old else matrix.largest(tile, logits, places=True)
-                    if largest is not None:
+                    largest = None
+                    if block.first is not None:
+                        largest = matrix.largest(tile, logits, places=True)
                         matrix.meet(tile, logits, largest, side.identity, problem.batch.first, block)
                     if positives is None:
                         mask = tile.positive(*problem.numbers(side, block))

@@ -160,7 +160,7 @@ def test_what_is_gathered_is_what_steps_read() -> None:
 def test_keys_of_other_replicas_and_their_gradients_are_counted() -> None:
     """By hand, with 4 pairs on each of 3 replicas, whose texts visit the pictures.
 
-    Forward: fp32 embeddings of texts, identities, and 8 fp64 sums of each text. Backward: 4 fp64 figures of each text,
+    Forward: fp32 embeddings of texts, identities, and 5 fp64 sums of each text. Backward: 3 fp32 figures of each text,
     gathered, which is half of summing as much, and gradients of the texts of all replicas.
     """
     objectives = "stages.spatial.objectives=[{kind: univlc, queue_size: 0, batch_keys: online}]"
@@ -168,8 +168,8 @@ def test_keys_of_other_replicas_and_their_gradients_are_counted() -> None:
     work = model_work(stage, tokenizer, 3, META)
     (losses,) = (one for one in work.passes if one.layer == "losses")
     embeddings = 4 * stage.model.projection_size * 4
-    assert losses.joined == pytest.approx(embeddings + 4 * 8 + 4 * 8 * 8)
-    assert losses.joined_gradient == 3 * (embeddings + 4 * 4 * 8 / 2)
+    assert losses.joined == pytest.approx(embeddings + 4 * 8 + 4 * 5 * 8)
+    assert losses.joined_gradient == 3 * (embeddings + 4 * 3 * 4 / 2)
 
 
 def test_peak_by_hand() -> None:
