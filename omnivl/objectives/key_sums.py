@@ -217,6 +217,7 @@ class _Summed(torch.autograd.Function):
                 if of_keys is not None:
                     of_keys += positives.by_key(rows.positive[:, None] * side.query)
                 if columns is not None:
+                    assert of_keys is not None
                     of_query.add_(positives.by_query(columns.positive[:, None] * block.keys))
                     of_keys += columns.positive[:, None] * positives.by_key(side.query)
             return of_keys
@@ -238,6 +239,7 @@ class _Summed(torch.autograd.Function):
         made = [one.total() for one in products]
         of_scale = (made[0] * query).sum()
         if len(made) > 1:
+            assert of_own is not None
             of_scale, of_own = of_scale + (made[1] * own).sum(), of_own + made[1]
         return made[0] * scale, None if of_own is None else of_own * scale, of_scale, None
 

@@ -150,7 +150,9 @@ class Nearest:
             if len(which) == 0:
                 return
             which = which.squeeze(1)
-        found, key = logits[which].max(1) if largest.key is None else largest
+        found, key = largest
+        if key is None:
+            found, key = logits[which].max(1)
         places = _places(key, of_queries[which], of_keys, first)
         before, at = logit[which], place[which]
         equally = torch.where(found == before, torch.minimum(places, at), at)

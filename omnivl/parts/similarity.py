@@ -32,7 +32,7 @@ class _UnitLength(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
-        made = x / length
+        made: Tensor = x / length
         ctx.save_for_backward(made, length)
         return made
 
@@ -40,7 +40,8 @@ class _UnitLength(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,), (made, length) = gradients, ctx.saved_tensors
         along = (gradient * (made / length)).sum(-1, keepdim=True)
-        return gradient / length - along * made
+        of_x: Tensor = gradient / length - along * made
+        return of_x
 
 
 def unit_length(x: Tensor) -> Tensor:
