@@ -37,6 +37,7 @@ _NAMES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 _ENTRY = {"dtype", "shape", "data_offsets"}
 _HASH, _NO_HASH = "sha256", "0" * 64
@@ -224,3 +225,13 @@ class WeightsFile:
         """Some tensors. They keep their part of the file mapped for as long as they live."""
         with safe_open(self._path, framework="pt") as file:
             return {name: file.get_tensor(self._stored[name]) for name in names}
+
+    def read_shapes(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Some tensors without their values, on the meta device. Only the header is read."""
+        found = {}
+        with safe_open(self._path, framework="pt") as file:
+            for name in names:
+                stored = file.get_slice(self._stored[name])
+                dtype = _TYPES[stored.get_dtype()]
+                found[name] = torch.empty(stored.get_shape(), dtype=dtype, device="meta")
+        return found

@@ -13,7 +13,7 @@ from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore
 from engine.plan.parallel import CommunicationDtype
 from engine.plan.precision import dtype_of
-from engine.processes.collectives import broadcast_from_first, make_gather
+from engine.processes.collectives import broadcast_together, make_gather
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, Origins, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars, Votes, no_votes, scalars
 from moe.working import copy_together
@@ -71,8 +71,7 @@ class PlainHost(HoldingHost):
         store = WholeStore(self._optimizer, self._groups, chain, self.device)
         self._holdings = Holdings(chain, store, self.gather, group)
         if self.gather.replicas > 1:
-            for tensor in chain.state_dict().values():
-                broadcast_from_first(tensor, group)
+            broadcast_together(chain.state_dict().values(), group)
 
     def step(self, batches: Sequence[Batch], step: int, votes: Votes = no_votes) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""

@@ -3,7 +3,7 @@
 Shapes: B rows of one replica, R replicas.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from omnivl.chain.gather import Gather, LocalGather
 # PyTorch has renamed the collective; versions with the new name warn at every call of the old one.
 all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter_rows = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
+_TOGETHER = 64 << 20
+"""Bytes that are broadcast by one collective."""
 
 
 class ProcessGroupGather:
@@ -138,6 +141,38 @@ def broadcast_from_first(tensor: Tensor, group: dist.ProcessGroup | None = None)
 def broadcast_from(tensor: Tensor, replica: int, group: dist.ProcessGroup | None = None) -> None:
     """Overwrites a tensor on every replica with that of one of them."""
     dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, group=group, group_src=replica)
+
+
+@torch.no_grad()
+def broadcast_together(
+    tensors: Iterable[Tensor], group: dist.ProcessGroup | None = None, *, together: int = _TOGETHER
+) -> None:
+    """Overwrites tensors on every replica with those of replica 0, by one collective for many small ones.
+
+    Args:
+        tensors: Contiguous, on one device, on every replica of the same types and sizes in the same order.
+        group: The replicas.
+        together: Bytes that are put into one buffer; larger tensors are sent as they are.
+    """
+    waiting: list[Tensor] = []
+
+    def send() -> None:
+        if len(waiting) > 1:
+            buffer = torch.cat(waiting)
+            dist.broadcast(buffer, group=group, group_src=0)
+            if dist.get_rank(group) > 0:
+                torch._foreach_copy_(waiting, list(torch.split(buffer, [one.numel() for one in waiting])))
+        elif waiting:
+            dist.broadcast(waiting[0], group=group, group_src=0)
+        waiting.clear()
+
+    for tensor in tensors:
+        if tensor.numel() == 0:
+            continue
+        if sum(one.numel() for one in waiting) + tensor.nbytes > together:
+            send()
+        waiting.append(tensor.detach().view(-1).view(torch.uint8))
+    send()
 
 
 class _Join(torch.autograd.Function):

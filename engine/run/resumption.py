@@ -30,6 +30,19 @@ class DivergedError(UserError):
 
 
 @dataclass(frozen=True)
+class Found:
+    """What an earlier start has left of a stage.
+
+    Attributes:
+        checkpoint: The newest whole one; None if there is none.
+        rollbacks: All of the stage, oldest first.
+    """
+
+    checkpoint: Path | None
+    rollbacks: tuple[Rollback, ...]
+
+
+@dataclass(frozen=True)
 class Resumption:
     """Where a stage goes on.
 
@@ -46,30 +59,46 @@ class Resumption:
     pending: tuple[Rollback, ...]
 
 
-def resume(
-    folder: StageFolder, host: Host, layout: SavedLayout, assessment: Assessment, tell: Callable[[str], None]
-) -> Resumption:
-    """Restores the newest whole checkpoint into the host, if there is one. Called by every process.
+def find(folder: StageFolder, tell: Callable[[str], None]) -> Found:
+    """Looks for where a stage goes on. Called by every process.
 
     Args:
         folder: The stage's. Checkpoints that a rollback has made void, and what is left of unfinished ones, are
             deleted.
+        tell: Gets a message about each checkpoint that is passed over.
+    """
+
+    def choose() -> Found:
+        remove_leftovers(folder.checkpoints)
+        rollbacks = read_rollbacks(folder.rollbacks)
+        remove_void(folder.checkpoints, rollbacks)
+        return Found(newest_complete(folder.checkpoints, tell), rollbacks)
+
+    return ranks.on_first(choose, Found)
+
+
+def resume(
+    found: Found,
+    folder: StageFolder,
+    host: Host,
+    layout: SavedLayout,
+    assessment: Assessment,
+    tell: Callable[[str], None],
+) -> Resumption:
+    """Restores a checkpoint into the host, if there is one. Called by every process.
+
+    Args:
+        found: What there is.
+        folder: The stage's.
         host: Holds the chain.
         layout: This run's.
         assessment: Judges a figure that was still to come when the checkpoint was taken.
-        tell: Gets a message about each checkpoint that is passed over, and where the layout has changed.
+        tell: Gets a message where the layout has changed.
 
     Raises:
         CheckpointError: The checkpoint does not fit the model.
     """
-
-    def choose() -> tuple[Path | None, tuple[Rollback, ...]]:
-        remove_leftovers(folder.checkpoints)
-        rollbacks = read_rollbacks(folder.rollbacks)
-        remove_void(folder.checkpoints, rollbacks)
-        return newest_complete(folder.checkpoints, tell), rollbacks
-
-    checkpoint, rollbacks = ranks.on_first(choose, tuple[Path | None, tuple[Rollback, ...]])
+    checkpoint, rollbacks = found.checkpoint, found.rollbacks
     state = TrainerState(layout=layout)
     position: Mapping[str, Any] | None = None
     if checkpoint is not None:

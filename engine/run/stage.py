@@ -14,7 +14,7 @@ from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
 from engine.run.assessment import Assessment
 from engine.run.curve import Curve
-from engine.run.resumption import go_back, resume
+from engine.run.resumption import Found, go_back, resume
 from engine.step.compiled import compile_blocks
 from engine.step.guard import Guard, culprits
 from engine.step.loss_window import LossWindow
@@ -48,6 +48,7 @@ class StageLoop:
         progress: Progress,
         stop: StopRequest,
         heartbeat: Heartbeat,
+        found: Found,
     ) -> None:
         """Prepares the loop; ``run`` goes through it.
 
@@ -61,11 +62,12 @@ class StageLoop:
             progress: Displays the progress.
             stop: Tells when to end early.
             heartbeat: Is notified of what the loop begins.
+            found: Where the stage goes on.
         """
         self._plan, self._index, self._folder, self._host = plan, index, folder, host
         self._stage: StagePlan = plan.stages[index]
         self._tokenizer, self._throughput, self._progress, self._stop = tokenizer, throughput, progress, stop
-        self._heartbeat = heartbeat
+        self._heartbeat, self._found = heartbeat, found
         parallel = self._stage.parallel
         processes = ranks.world_size()
         layout = SavedLayout(
@@ -89,7 +91,7 @@ class StageLoop:
         )
 
     def run(self, complete: Callable[[], None]) -> int:
-        """Goes on from the newest whole checkpoint to the end of the stage.
+        """Goes on from the newest whole checkpoint, if there is one, to the end of the stage.
 
         Args:
             complete: Writes the weights; called by every process when the last step is saved, before the evaluation.
@@ -263,16 +265,18 @@ class StageLoop:
         self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not self._guard.in_trouble)
 
     def _resume(self) -> tuple[LoaderState | None, Sequence[Rollback]]:
-        """Restores the newest whole checkpoint, if there is one.
+        """Restores the checkpoint that was found, if there is one.
 
         Returns:
             The position in the data, and the rollbacks that have returned to this checkpoint.
         """
-        found = resume(self._folder, self._host, self._state.layout, self._assessment, self._progress.message)
-        self._state, self._rollbacks = found.state, found.rollbacks
-        self._guard = Guard(self._plan.guard, found.state.skipped, found.state.skipped_in_a_row, found.state.guard)
-        self._window = LossWindow(found.state.window)
-        return found.position, found.pending
+        layout, tell = self._state.layout, self._progress.message
+        restored = resume(self._found, self._folder, self._host, layout, self._assessment, tell)
+        state = self._state = restored.state
+        self._rollbacks = restored.rollbacks
+        self._guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
+        self._window = LossWindow(state.window)
+        return restored.position, restored.pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives

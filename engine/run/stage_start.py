@@ -1,7 +1,12 @@
-"""The chain that a stage starts with: built layer by layer, filled with earlier weights, sharded under ZeRO-3."""
+"""The chain that a stage starts with: built layer by layer, filled with earlier weights, sharded under ZeRO-3.
+
+One process of the run draws and reads values; hosts make those of process 0 everyone's. The others build without
+storage, by shapes alone, which costs next to nothing, and so does process 0 where a checkpoint is to follow.
+"""
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,10 +23,11 @@ from engine.processes.seeds import seed_everything
 from engine.run.handover import Inheritance, hand_over
 from engine.step.adapters import adapt_layer, frozen_at_random, train_adapters
 from engine.step.optimizer import Origins
-from engine.telemetry.progress import Progress
+from engine.telemetry.progress import Progress, SilentProgress
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
+from omnivl.chain.storage import give_storage
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.pretrained.load import Part, load_pretrained, read_exported
 from omnivl.randomness import stable_hash
@@ -35,11 +41,14 @@ def start_chain(
     gather: Gather,
     device: torch.device,
     progress: Progress,
+    *,
+    resumes: bool = False,
 ) -> tuple[Chain, Origins]:
     """Builds the chain of a stage with its starting values. Called by every process.
 
-    Under ZeRO-3 a process holds one whole layer at a time and its share of the others. With weights of other origin it
-    holds the whole chain, on the CPU, until they are loaded.
+    Values are on process 0, on the CPU; elsewhere parameters and buffers are zeros on the device. Under ZeRO-3, where
+    values are sent at once, a process holds one whole layer at a time and its share of the others. With weights of
+    other origin process 0 holds the whole chain, on the CPU, until they are loaded.
 
     Args:
         plan: Without mistakes.
@@ -49,6 +58,7 @@ def start_chain(
         gather: The replicas.
         device: Where the chain is to run.
         progress: Displays the report on the weights that the stage starts from.
+        resumes: Whether a checkpoint is to be loaded, which has all values: none are drawn or read then.
 
     Returns:
         The chain, and where its parameters come from.
@@ -58,38 +68,45 @@ def start_chain(
     """
     stage = plan.stages[index]
     dtype = compute_dtype(stage.parallel, device)
-    heritage = None if stage.init_from is None else _inheritance(plan, stage, run)
+    has_values = ranks.rank() == 0 and not resumes
+    heritage = None if stage.init_from is None else _inheritance(plan, stage, run, shapes_only=not has_values)
     shard = layer_sharder(stage.parallel, device)
     foreign = stage.weights.folders
+    whole_first = bool(foreign) or not has_values
+    told: Progress = SilentProgress() if resumes else progress  # of values that are not used
 
     def adapt_and_shard(name: str, layer: ChainLayer) -> None:
         if stage.lora is not None:
             start = stable_hash(plan.seed, "lora", index)
             adapt_layer(name, layer, stage.lora, layouts=stage.layouts(), frozen=stage.freeze, seed=start)
+        if not has_values:
+            give_storage(layer, device)
         if shard is not None:
             shard(layer)
 
     def fill_and_settle(name: str, layer: ChainLayer) -> None:
         if heritage is not None:
             heritage.give(name, layer)
-        if not foreign:
+        if not whole_first:
             adapt_and_shard(name, layer)
 
     seed_everything(plan.seed, "weights", index)
-    chain = build_chain(
-        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=fill_and_settle
-    )
     matched: set[str] = set()
-    for part, path in foreign.items():
-        matched.update(_load_foreign(chain, stage, part, path, plan.seed, progress))
-    for name, layer in chain.named_layers.items() if foreign else ():
+    with nullcontext() if has_values else torch.device("meta"):
+        chain = build_chain(
+            stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=fill_and_settle
+        )
+        for part, path in foreign.items():
+            matched.update(_load_foreign(chain, stage, part, path, plan.seed, told, shapes_only=not has_values))
+    for name, layer in chain.named_layers.items() if whole_first else ():
         adapt_and_shard(name, layer)
     inherited = copied = frozenset[str]()
     if heritage is not None:
         report = heritage.report()
         inherited, copied = frozenset(report.given), frozenset(report.copied)
-        progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
-        ranks.on_first(lambda: _write(run.stage(index, stage.name), report.as_json()))
+        told.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
+        if not resumes:
+            ranks.on_first(lambda: _write(run.stage(index, stage.name), report.as_json()))
     if stage.lora is not None:
         train_adapters(chain)
         if lost := frozen_at_random(chain, stage.layouts(), matched | inherited | copied):
@@ -107,11 +124,11 @@ def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
 
 
 def _load_foreign(
-    chain: Chain, stage: StagePlan, part: Part, path: str, seed: int, progress: Progress
+    chain: Chain, stage: StagePlan, part: Part, path: str, seed: int, progress: Progress, *, shapes_only: bool
 ) -> Collection[str]:
     """Fills a whole chain from a folder of Hugging Face's form; returns the names of filled parameters."""
-    if (exported := read_exported(Path(path), part)) is None:
-        loaded = load_pretrained(chain, stage.model, Path(path), part=part)
+    if (exported := read_exported(Path(path), part, shapes_only=shapes_only)) is None:
+        loaded = load_pretrained(chain, stage.model, Path(path), part=part, shapes_only=shapes_only)
         for line in loaded.lines():
             progress.message(line)
         return loaded.matched
@@ -121,7 +138,8 @@ def _load_foreign(
         heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
         progress.message(f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}")
     given = {name: tensor for name, tensor in exported.items() if name not in behind}
-    report = hand_over(chain, given, path, starts_from=stage.model.starts_from, upcycle_noise=_noise(stage), seed=seed)
+    noise = {} if shapes_only else _noise(stage)
+    report = hand_over(chain, given, path, starts_from=stage.model.starts_from, upcycle_noise=noise, seed=seed)
     progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
     return report.given
 
@@ -130,7 +148,7 @@ def _noise(stage: StagePlan) -> Mapping[str, float]:
     return {stack: ffn.upcycle_noise for stack, ffn in stage.model.sparse.items()}
 
 
-def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
+def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder, *, shapes_only: bool) -> Inheritance:
     source = source_weights(plan, stage, run)
     assert source is not None
     assert stage.init_from is not None
@@ -143,10 +161,10 @@ def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
     stored = WeightsFile(source)
     return Inheritance(
         stored.names,
-        stored.read,
+        stored.read_shapes if shapes_only else stored.read,
         stage.init_from,
         starts_from=stage.model.starts_from,
-        upcycle_noise=_noise(stage),
+        upcycle_noise={} if shapes_only else _noise(stage),
         seed=plan.seed,
     )
 

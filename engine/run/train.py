@@ -30,6 +30,7 @@ from engine.report import health_table, last_health, score_table, training_recor
 from engine.run.earlier import is_done
 from engine.run.entrance import RunOptions, enter
 from engine.run.examination import UnevaluatedError
+from engine.run.resumption import find
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.determinism import deterministic_operations
@@ -123,7 +124,9 @@ def _go_on(start: _Start, index: int) -> int:
         micro, accumulation = stage.batch.micro_batch_size_per_gpu, stage.batch.gradient_accumulation_steps
         progress.message(f"stage {stage.name}: batch {batch_in_words(micro, accumulation, gather.replicas)}")
     dtype = compute_dtype(stage.parallel, device)
-    chain, origins = start_chain(plan, index, run, tokenizer, gather, device, progress)
+    found = find(folder, progress.message)
+    resumes = found.checkpoint is not None
+    chain, origins = start_chain(plan, index, run, tokenizer, gather, device, progress, resumes=resumes)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
     if idle := freeze_idle(chain, stage.layouts()):
         parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in idle.items())
@@ -156,7 +159,7 @@ def _go_on(start: _Start, index: int) -> int:
     complete = functools.partial(
         _complete_stage, start.heartbeat, host, folder, stage, source_weights(plan, stage, run)
     )
-    loop = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat)
+    loop = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat, found)
     with deterministic_operations(stage.parallel.deterministic):
         signal = loop.run(complete)
     if signal == 0:

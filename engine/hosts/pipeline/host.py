@@ -33,8 +33,9 @@ from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_co
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.sizes import ZeroSizes
+from engine.hosts.zero.start import already_equal
 from engine.plan.parallel import CommunicationDtype, Offloading
-from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
+from engine.processes.collectives import broadcast_from, broadcast_together, make_gather
 from engine.step.optimizer import OptimizerConfig, Origins, ParameterGroup, parameter_groups, set_learning_rates
 from engine.step.report import StepAverages, StepResult, Votes, no_votes
 from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
@@ -94,8 +95,7 @@ class PipelineHost(HoldingHost):
         import_deepspeed(self.device)
         self.division = division
         self._own, self._held = self.division.owned(self.place.stage), self.division.held(self.place.stage)
-        for tensor in chain.state_dict().values():
-            broadcast_from_first(tensor)
+        broadcast_together(chain.state_dict().values())
         self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
         self._experts.cut(chain)
         self._all_groups = parameter_groups(chain, optimizer, origins, apart=self._experts.parameters(chain))
@@ -168,7 +168,8 @@ class PipelineHost(HoldingHost):
                 replicas=self.gather.replicas,
             )
             config.pop("managed_gradient_accumulation")
-            engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
+            with already_equal():
+                engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
         step = type(engine)._exec_optimizer_step
 
         def guarded(engine: Any, lr_kwargs: Any = None) -> None:

@@ -7,15 +7,17 @@ import torch
 
 from engine.hosts.zero.engine import import_deepspeed, offload_config
 from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.start import already_equal
 from engine.plan.parallel import Offloading
+from engine.processes.collectives import broadcast_together
 from omnivl.chain.chain import ChainLayer
 
 
 class ZeroBuild:
     """Shards the layers of a chain as they are built, so that each process keeps its share of them.
 
-    The starting values are those of a chain that is built whole: every process builds all layers, in the same order and
-    from the same random numbers, and frees the other processes' shares of a layer before it builds the next one.
+    The starting values are those of a chain that is built whole: process 0 builds all layers in the same order and from
+    the same random numbers. Every process frees the other processes' shares of a layer before it builds the next one.
 
     Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3; ``deepspeed.zero.Init``.
     Differs: ``zero.Init`` as a context shards every module when its constructor returns, while other modules still read
@@ -39,10 +41,10 @@ class ZeroBuild:
         self._cut: Any = None
 
     def shard(self, layer: ChainLayer) -> None:
-        """Shards a layer. Called by every process, with equal layers.
+        """Shards a layer. Called by every process, with layers of equal shapes.
 
         Args:
-            layer: Whole and filled, on the CPU. Process 0's parameters become everyone's.
+            layer: Whole. Process 0's parameters and buffers become everyone's.
 
         Raises:
             PlanError: A bank of experts cannot be split over so many processes.
@@ -50,10 +52,12 @@ class ZeroBuild:
         import deepspeed
 
         layer.to(self._device)
+        broadcast_together(layer.state_dict().values())
         ExpertParallel(self._experts_over(layer)).cut(layer)
         parameters = list(layer.parameters())
-        if self._cut is not None:
-            self._cut(param_list=parameters)
-        elif parameters:
-            deepspeed.zero.Init(module=layer, config_dict_or_path=self._config, dtype=torch.float32)
-            self._cut = parameters[0].convert_to_zero_parameters  # type: ignore[attr-defined]
+        with already_equal():
+            if self._cut is not None:
+                self._cut(param_list=parameters)
+            elif parameters:
+                deepspeed.zero.Init(module=layer, config_dict_or_path=self._config, dtype=torch.float32)
+                self._cut = parameters[0].convert_to_zero_parameters  # type: ignore[attr-defined]

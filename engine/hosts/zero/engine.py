@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.hosts.zero.loops import reduce_without_loops
 from engine.hosts.zero.sizes import ZeroSizes
+from engine.hosts.zero.start import already_equal, import_without_compiler
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, ParameterGroup
 from engine.step.report import scalars
@@ -114,6 +115,7 @@ def import_deepspeed(device: torch.device) -> None:
         # An optional shared-memory collective; compiling it takes most of a minute. Imported as a module, since the
         # attribute deepspeed.comm.torch may be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    import_without_compiler()
     reduce_without_loops()
     # DeepSpeed keeps the grid of an earlier pipeline, and would average gradients over the replicas of its stage only.
     deepspeed.utils.groups.mpu = None
@@ -124,7 +126,7 @@ def start_engine(module: LossModule, optimizer: ChainOptimizer, config: dict[str
     """Hands the chain to DeepSpeed, which ``import_deepspeed`` has made ready.
 
     Args:
-        module: The model. Its parameters become those of replica 0.
+        module: The model, equal on all replicas.
         optimizer: Over all trainable parameters of the chain.
         config: From ``zero_config``.
 
@@ -141,7 +143,7 @@ def start_engine(module: LossModule, optimizer: ChainOptimizer, config: dict[str
             set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
     # Every ZeRO-3 engine adds its modules to this list, and none removes them: it would keep an earlier model alive.
     vars(importlib.import_module("deepspeed.runtime.zero.parameter_offload"))["FWD_MODULE_STACK"].clear()
-    with _reducing_by_parameter(), _without_fp32_copies():
+    with _reducing_by_parameter(), _without_fp32_copies(), already_equal():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 

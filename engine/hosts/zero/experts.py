@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.errors import PlanError
-from engine.processes.collectives import ProcessGroupExchange, broadcast_from_first
+from engine.processes.collectives import ProcessGroupExchange
 from moe.experts.bank import ExpertBank
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import Chain
@@ -54,7 +54,7 @@ class ExpertParallel:
         """Splits every bank of a chain, or of a layer of it, that is not split yet. Called by every process.
 
         Args:
-            part: On its device. All processes take replica 0's experts.
+            part: On its device, with equal experts on all processes where it is not split yet.
 
         Raises:
             PlanError: The number of experts is no multiple of the size.
@@ -69,7 +69,6 @@ class ExpertParallel:
                 allowed = "allowed is a divisor of their number; change one of them"
                 raise PlanError([f"{self._field} for {bank.num_experts} experts; {allowed}"])
             for parameter in bank.parameters():
-                broadcast_from_first(parameter.detach())
                 self.mark(parameter)
             bank.cut(exchange)
 

@@ -28,13 +28,14 @@ from engine.hosts.zero.partitions import (
     everything_read,
     forget_gradients,
     gather_as_used,
+    held_alike,
     skip_unread,
     stored_partition,
 )
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.hosts.zero.traces import Traces
 from engine.plan.parallel import CommunicationDtype, Offloading
-from engine.processes.collectives import broadcast_from_first, make_gather
+from engine.processes.collectives import broadcast_together, make_gather
 from engine.step.optimizer import OptimizerConfig, Origins, parameter_groups, set_learning_rates
 from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_votes
 from moe.working import gather_on_use
@@ -100,13 +101,12 @@ class ZeroHost(HoldingHost):
         self._accumulation = gradient_accumulation_steps
         self._zero_stage = zero_stage
         import_deepspeed(self.device)
+        broadcast_together(held_alike(chain))
         self._experts = ExpertParallel(expert_parallel_size)
         self._experts.cut(chain)
         apart = self._experts.parameters(chain)
         self._groups = parameter_groups(chain, optimizer, origins, apart=apart)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
-        for buffer in chain.buffers():
-            broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
         config = zero_config(
             stage=zero_stage,
             gradient_clipping=optimizer.gradient_clipping,

@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.step.freeze import is_unread
+from moe.experts.bank import ExpertBank
 from moe.working import used_in
+
+
+def held_alike(chain: nn.Module) -> list[Tensor]:
+    """Parameters and buffers that every process holds whole: no share of ZeRO-3, no experts that are split."""
+    banks = [module for module in chain.modules() if isinstance(module, ExpertBank) and module.exchange is not None]
+    split = {id(parameter) for bank in banks for parameter in bank.parameters()}
+    tensors = chain.state_dict(keep_vars=True).values()
+    return [one for one in tensors if not hasattr(one, "ds_id") and id(one) not in split]
 
 
 def forget_gradients(engine: Any) -> None:

@@ -127,10 +127,10 @@ def test_the_best_of_another_figure_is_forgotten(
 ) -> None:
     layout = SavedLayout("plain", None, 1, 1, 4)
     saved = TrainerState(step=4, best=0.7, best_step=2, best_of=before, layout=layout)
-    monkeypatch.setattr(resumption, "newest_complete", lambda *_: tmp_path)
     position = {"position": {}, "mixture": {}}
     monkeypatch.setattr(resumption, "load_checkpoint", lambda *_: (saved, position))
     monkeypatch.setattr(resumption.LoaderState, "from_json", lambda given: given)
     assessment = assessment_of(now, tmp_path)
-    state = resumption.resume(StageFolder(tmp_path), cast(Any, None), layout, assessment, print).state
+    found = resumption.Found(tmp_path, ())
+    state = resumption.resume(found, StageFolder(tmp_path), cast(Any, None), layout, assessment, print).state
     assert (state.step, state.best, state.best_step) == (4, best, None if best is None else 2)
