@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from engine.processes.collectives import broadcast_from_first, make_gather
+from engine.processes.collectives import broadcast_from_first, broadcast_together, make_gather
 
 pytestmark = pytest.mark.distributed
 
@@ -35,6 +36,43 @@ def _bf16_gradient(gather: Any) -> torch.Tensor:
     (gather.join(x) * (1.0 if gather.replica == 0 else 2**-9)).sum().backward()
     assert x.grad is not None
     return x.grad
+
+
+def broadcast_many(together: int) -> dict[str, Any]:
+    """Worker: tensors of many types, of which replica 0's are everyone's; and how many collectives that took."""
+    rank, usual, sizes = dist.get_rank(), dist.broadcast, []
+
+    def counted(tensor: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        sizes.append(tensor.nbytes)
+        return usual(tensor, *inputs, **options)
+
+    tensors = [
+        torch.full((3, 5), 1.5 + rank),
+        torch.tensor(7 - rank),
+        torch.empty(0, 4),
+        torch.tensor([True, False, rank == 0]),
+        torch.full((40,), 2.0 - rank, dtype=torch.bfloat16),
+        torch.full((2,), 9 * (1 - rank), dtype=torch.uint8),
+    ]
+    dist.broadcast = counted
+    try:
+        broadcast_together(tensors, together=together)
+    finally:
+        dist.broadcast = usual
+    return {"tensors": tensors, "sizes": sizes}
+
+
+@pytest.mark.parametrize(
+    ("together", "sizes"),
+    [(1 << 20, [60 + 8 + 3 + 80 + 2]), (70, [68, 3, 80, 2]), (1, [60, 8, 3, 80, 2])],
+)
+def test_what_is_broadcast_together_is_replica_0_s(run_distributed: Any, together: int, sizes: list[int]) -> None:
+    first, second = run_distributed(broadcast_many, processes=2, together=together)
+    assert first["sizes"] == second["sizes"] == sizes
+    for one, other in zip(first["tensors"], second["tensors"], strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert [tensor.flatten().tolist()[:1] for tensor in first["tensors"]] == [[1.5], [7], [], [True], [2.0], [9]]
 
 
 PLACES = [[8, 0, 3, 3, 5], [1, 2], [4, 4, 4, 4, 0, 7, 2, 6]]

@@ -53,7 +53,8 @@ stages:
   - name: sparse
     init_from: dense
     steps: 1
-    model: {ffn: {kind: mome_limoe, pools: {image: 2, video: 1, text: 1}, common_experts: 2, every: 1, upcycle_noise: 0.1}}
+    model:
+      ffn: {kind: mome_limoe, pools: {image: 2, video: 1, text: 1}, common_experts: 2, every: 1, upcycle_noise: 0.1}
     data: [{source: emoji, kind: image_text}]
     objectives: [{kind: univlc, queue_size: 8}, vlm, mlm]
     optimizer: {lr: 1e-3}
@@ -80,8 +81,9 @@ CASES = [
 ]
 
 
-def plan_of(host: str, processes: int) -> Plan:
-    return parse_plan(PLAN, "start.yaml", [f"parallel={HOSTS[host]}"], processes)
+def plan_of(host: str, processes: int, index: int) -> Plan:
+    stage = ("dense", "sparse", "adapted")[index]
+    return parse_plan(PLAN, "start.yaml", [f"stages.{stage}.parallel={HOSTS[host]}"], processes)
 
 
 def start(plan: Plan, index: int, folder: Path, *, resumes: bool = False) -> tuple[Chain, bool]:
@@ -99,7 +101,7 @@ def values(folder: str) -> list[dict[str, Any]]:
     """Worker: what a process has, and all of them together, after the start of each case."""
     found = []
     for index, name in CASES:
-        plan = plan_of(name, 2)
+        plan = plan_of(name, 2, index)
         stage = plan.stages[index]
         chain, drew = start(plan, index, Path(folder))
         freeze_idle(chain, stage.layouts())
@@ -124,7 +126,7 @@ def values(folder: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose first stage is done."""
     folder = tmp_path_factory.mktemp("start") / "run"
-    plan = plan_of("plain", 1)
+    plan = plan_of("plain", 1, 0)
     torch.manual_seed(1)
     dense, tokens = plan.stages[0], load_tokenizer(plan.tokenizer).special
     weights = RunFolder(folder).stage(0, "dense").weights
@@ -143,7 +145,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], what: objec
 def test_values_of_process_0_are_everyone_s_and_those_of_a_single_process(run_distributed: Any, folder: Path) -> None:
     first, second = run_distributed(values, processes=2, limit=250, folder=str(folder))
     for case, one, other in zip(CASES, first, second, strict=True):
-        chain, _ = start(plan_of("plain", 1), case[0], folder)
+        chain, _ = start(plan_of("plain", 1, case[0]), case[0], folder)
         wanted = dict(chain.state_dict())
         assert one["drew"] and not other["drew"], case
         assert_same(one["whole"], wanted, case)
@@ -158,7 +160,7 @@ def test_values_of_process_0_are_everyone_s_and_those_of_a_single_process(run_di
 def test_a_stage_that_resumes_draws_and_reads_nothing(
     index: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of("plain", 1)
+    plan = plan_of("plain", 1, index)
     assert ranks.rank() == 0
     usual, drew = start(plan, index, folder)
     assert drew
