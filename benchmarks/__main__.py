@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, str] = {
     "estimate": "memory and time of a step as estimated against measured, on one to four processes",
     "memory": "what a process holds at most under ZeRO-3, and what recomputation saves and costs",
     "scale": "what a step costs on 8 and 512 ranks and on an accelerator, counted on a CPU",
+    "start": "what a stage's start costs on 8, 64 and 512 ranks, counted on a CPU",
     "contrast": "the contrastive loss of 65,536 and of 1,048,576 pairs: seconds and memory",
     "tasks": "downstream tasks on generated scenes: pretrained, from scratch, text alone, picture alone",
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
