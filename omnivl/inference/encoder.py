@@ -47,6 +47,11 @@ class Encoder:
     readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     @property
+    def most_texts(self) -> int:
+        """Texts per forward pass and replica; more only where one picture has more of its own."""
+        return 4 * self.batch_size
+
+    @property
     def reader(self) -> TextReader:
         """What the chain reads texts with."""
         return TextReader(self.tokenizer, self.model.inputs.text_length)
@@ -65,7 +70,7 @@ class Encoder:
         """L2-normalised embeddings of texts, fp32 ``[N, P]``."""
         return self.in_shares(
             len(texts),
-            4 * self.batch_size,
+            self.most_texts,
             lambda share: self.chain.encode_text(self.token_ids([texts[i] for i in share])),
         )
 
@@ -99,7 +104,8 @@ class Encoder:
             found = predict(self.chain, objective, frames, chosen, rows)
             return found.view(*candidates[share].shape, *found.shape[1:])
 
-        size = max(1, self.batch_size // 4) if texts else self.batch_size
+        each = 1 if candidates is None else candidates.shape[1]
+        size = max(1, min(self.batch_size // 4, self.most_texts // each)) if texts else self.batch_size
         return self.in_shares(len(pictures), size, of_share)
 
     def generate(

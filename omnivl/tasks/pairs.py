@@ -31,7 +31,8 @@ def predict_pairs(
     """
     owner, order = shown.sort(stable=True)
     counts = torch.bincount(owner, minlength=len(pictures))
-    width = -(-len(owner) // int((counts > 0).sum()))  # the mean number of pairs of a picture that has some
+    mean = -(-len(owner) // int((counts > 0).sum()))  # pairs of a picture that has some
+    width = min(mean, encoder.most_texts)  # many texts may find the same few pictures
     rows = -(-counts // width)
     place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
     row, column = (rows.cumsum(0) - rows)[owner] + place // width, place % width

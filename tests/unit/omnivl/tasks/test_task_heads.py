@@ -19,6 +19,7 @@ from omnivl.data.tokenizer import TextReader
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
+from omnivl.inference.predict import predict
 from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, Segment
 from omnivl.tasks import (
     ClassificationTask,
@@ -321,6 +322,26 @@ def test_phrases_by_a_head_are_texts_of_their_own() -> None:
     one_by_one = encoder.predict("locate", pictures.chosen(shown.tolist()), texts)
     torch.testing.assert_close(packed, one_by_one)
     assert scores_of(few, encoder).keys() == {"any-box R@1", "merged-box R@1"}
+
+
+def test_many_texts_of_one_picture_pass_the_model_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model finds the same few pictures for every text: 703 texts for each took 4 GB at once."""
+    encoder, passed = encoder_of(Locate()), list[int]()
+    pictures = replace(PHRASES, max_samples=3).picture_set(encoder)
+    texts = [f"the {number} th cat" for number in range(5 * encoder.most_texts // 2)]
+    shown = torch.ones(len(texts), dtype=torch.int64)
+
+    def noted(*given: Any) -> Tensor:
+        passed.append(len(given[3]))
+        return predict(*given)
+
+    monkeypatch.setattr("omnivl.inference.encoder.predict", noted)
+    packed = predict_pairs(encoder, "locate", pictures, texts, shown, torch.arange(len(texts)))
+    assert sum(passed) >= len(texts) and max(passed) == encoder.most_texts
+    passed.clear()
+    one_by_one = encoder.predict("locate", pictures.chosen(shown.tolist()), texts)
+    assert max(passed) < encoder.most_texts
+    torch.testing.assert_close(packed, one_by_one)
 
 
 def test_phrases_without_boxes_are_not_scored_and_bad_ones_refused() -> None:
