@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from engine.estimate.activities import Copies
-from engine.estimate.fused import PassCounter
+from engine.estimate.fused import count_passes
 from engine.estimate.hardware import HardwareConfig, RateConfig, load_hardware
 from engine.estimate.layers import accelerator_kernels
 from engine.estimate.live import LivePeak
@@ -171,14 +171,8 @@ def machine(name: str, kernel: Kernel = "FlashAttention-2") -> HardwareConfig:
 
 
 def _directions(run: Callable[[], Tensor], *, compiled: bool) -> tuple[Operations, Operations]:
-    counter = PassCounter(fused=compiled)
     with accelerator_kernels():
-        with counter.forward():
-            out = run()
-        ones = torch.ones_like(out)
-        with counter.backward([out]):
-            torch.autograd.backward([out], [ones])
-    return counter.found()
+        return count_passes(run, fused=compiled)
 
 
 def _recomputing(run: Callable[[], Tensor], recomputed: Recomputed) -> Callable[[], Tensor]:

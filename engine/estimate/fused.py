@@ -8,7 +8,7 @@ Source: Ansel et al., PyTorch 2, ASPLOS 2024, sections 4.3 (fusion) and 4.2 (min
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,27 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.estimate.allocations import storage_number, tensors_in
 from engine.estimate.operations import Operation, OperationCounter, Operations, counted_operation, is_free
 
-_ALONE = (
-    *(
-        "embedding",
-        "embedding_dense_backward",
-        "index_put",
-        "index_put_",
-        "_index_put_impl_",
-        "index_add",
-        "index_add_",
-    ),
-    *(
-        "scatter",
-        "scatter_add",
-        "scatter_add_",
-        "sort",
-        "topk",
-        "nonzero",
-        "native_dropout",
-        "bernoulli_",
-        "multinomial",
-    ),
+_ALONE = frozenset(
+    {
+        *("embedding", "embedding_dense_backward", "index_put", "index_put_", "_index_put_impl_", "index_add"),
+        *("index_add_", "scatter", "scatter_add", "scatter_add_", "sort", "topk"),
+        *("nonzero", "native_dropout", "bernoulli_", "multinomial"),
+    }
 )
 """Operations that keep a kernel of their own, beside products and attention."""
 
@@ -244,6 +229,22 @@ class PassCounter:
     def found(self) -> tuple[Operations, Operations]:
         """Operations of both passes."""
         return (self._alone[0].found, self._alone[1].found) if self._fused is None else self._fused.found()
+
+
+def count_passes(run: Callable[[], Tensor], *, fused: bool) -> tuple[Operations, Operations]:
+    """Operations of the forward and of the backward pass of a calculation, from a gradient of ones.
+
+    Args:
+        run: The calculation.
+        fused: Whether a compiler joins them.
+    """
+    counter = PassCounter(fused=fused)
+    with counter.forward():
+        out = run()
+    ones = torch.ones_like(out)
+    with counter.backward([out]):
+        torch.autograd.backward([out], [ones])
+    return counter.found()
 
 
 def _bytes(parts: Iterable[_Part]) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.estimate.fused import PassCounter
+from engine.estimate.fused import count_passes
 from engine.estimate.layers import accelerator_kernels
 from engine.estimate.operations import OperationCounter, Operations
 
@@ -17,14 +17,8 @@ UNIT = 64 * 32 * 2
 
 
 def _fused(run: Callable[[], Tensor]) -> tuple[Operations, Operations]:
-    counter = PassCounter(fused=True)
     with accelerator_kernels():
-        with counter.forward():
-            out = run()
-        ones = torch.ones_like(out)
-        with counter.backward([out]):
-            torch.autograd.backward([out], [ones])
-    return counter.found()
+        return count_passes(run, fused=True)
 
 
 def _bytes(operations: Operations) -> float:
