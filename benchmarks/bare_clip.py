@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.record import ROOT
 from engine.plan.parse import load_plan
 from engine.plan.precision import dtype_of, faster_precision
-from omnivl.chain.flops import FORWARD_AND_BACKWARD
+from omnivl.chain.backward import FORWARD_AND_BACKWARD
 from omnivl.data.batch import Batch
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames

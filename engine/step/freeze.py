@@ -1,6 +1,6 @@
 """Freezing parameters of the chain: those that the plan names, and those that no step of a stage uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,15 +9,20 @@ from torch import nn
 
 from engine.step.whole import whole_numel, whole_shape
 from moe.experts.bank import ExpertBank
-from omnivl.chain.chain import Chain
+from omnivl.chain.backward import Backward
+from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.names import only_trains
 from omnivl.chain.state import StepLayout
 from omnivl.errors import UserError, did_you_mean
 from omnivl.parts.sizes import Transformer
 
+_ENCODERS, _BOTH = frozenset({"visual", "text"}), "both"
 
-def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
-    """Freezes every parameter that a pattern names.
+
+def freeze(chain: Chain, patterns: Sequence[str], where: str) -> list[str]:
+    """Freezes every parameter that a pattern names, and says what of the backward pass layers have left.
+
+    To be called with no patterns too, after adapters were added, which freeze what they adapt.
 
     Args:
         chain: The model.
@@ -38,7 +43,40 @@ def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
             if parameters[name].requires_grad:
                 parameters[name].requires_grad_(False)
                 frozen.append(name)
+    _count_backward(chain)
     return frozen
+
+
+def _count_backward(chain: Chain) -> None:
+    """Sets ``ChainLayer.backward`` by what is trained, before parameters are frozen that no step uses.
+
+    An encoder's blocks follow what embeds its own modality, and one another; other layers follow all before them.
+    """
+    trained_before: set[str] = set()
+    for name, _ in chain.passes:
+        layer = chain.named_layers[name]
+        own = [(one, parameter) for one, parameter in layer.named_parameters() if not only_trains(one)]
+        learns = {_modality(layer, one) for one, parameter in own if parameter.requires_grad}
+        trained_before |= learns
+        modality = _modality(layer, "")
+        inputs = bool(trained_before & {modality, _BOTH}) if modality in _ENCODERS else bool(trained_before)
+        pixels = [(one, parameter) for one, parameter in own if _modality(layer, one) == "visual"]
+        layer.backward = Backward(inputs, _trained_share(own), _trained_share(pixels))
+
+
+def _modality(layer: ChainLayer, name: str) -> str:
+    """Of which modality a layer's parameter is, or with no name the layer: an encoder's blocks, and what they embed."""
+    if layer.stack in _ENCODERS:
+        return layer.stack
+    if layer.stack == "embed":
+        return "visual" if "visual" in name.split(".") else "text"
+    return _BOTH
+
+
+def _trained_share(named: Iterable[tuple[str, nn.Parameter]]) -> float:
+    """The share of the elements of matrices that are trained; all of them where there is no matrix."""
+    sizes = [(whole_numel(one), one.requires_grad) for _, one in named if len(whole_shape(one)) > 1]
+    return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes) if sizes else 1.0
 
 
 def named_by(pattern: str, parameters: Sequence[str], where: str) -> list[str]:

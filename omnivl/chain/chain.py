@@ -21,6 +21,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from moe.working import WorkingCopies, made_ready, working_copies
+from omnivl.chain.backward import Backward
 from omnivl.chain.modules import HasUndecayed, Resizable
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
@@ -45,6 +46,7 @@ class ChainLayer(nn.Module, ABC):
         local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
         copies: Of parameters in the dtype of the activations.
         drops_padding: Whether ``kept_positions`` are computed, whose number changes from batch to batch.
+        backward: What of the backward pass ``flops`` counts; the whole until something is frozen.
     """
 
     stack: str
@@ -56,6 +58,7 @@ class ChainLayer(nn.Module, ABC):
         self.local_storage: LocalStorage = whole_parameter
         self.copies = WorkingCopies()
         self.drops_padding = True
+        self.backward = Backward()
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
         """The positions of texts that later layers compute, where that is known before the step, by ``kept_name``.

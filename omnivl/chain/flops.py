@@ -2,8 +2,9 @@
 
 A multiplication and its addition count as two. Only matrix products count: normalisations, softmax, the losses'
 similarities, projections and patch heads are left out. Activation recomputation does not count, since MFU is defined by
-useful work. Padding does not count in blocks that leave it out; inside attention, which computes whole rows, it counts.
-Patches that ``patch_dropout`` drops do not count.
+useful work. What is frozen has no gradient of its weights, and none of its inputs where nothing before it is trained
+(``omnivl.chain.backward``). Padding does not count in blocks that leave it out; inside attention, which computes whole
+rows, it counts. Patches that ``patch_dropout`` drops do not count.
 
 Layers use the sizes of their configuration, since this process may hold only a share of their parameters or none.
 """
@@ -12,9 +13,6 @@ from collections.abc import Mapping
 
 from omnivl.chain.chain import Chain
 from omnivl.chain.state import StepLayout
-
-FORWARD_AND_BACKWARD = 3
-"""The backward pass of a product takes two products of the same size."""
 
 
 def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None, listed_tokens: int = 0) -> float:

@@ -14,7 +14,7 @@ from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from omnivl.chain.demands import TWIN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
@@ -182,7 +182,7 @@ class TextBlock(StackBlock):
         assert isinstance(self.block, BertBlock)
         length = self.length
         first_only = self.may_shorten and layout.class_only
-        rows = FORWARD_AND_BACKWARD * num_rows(layout.text) + twin_rows(layout, "text")
+        rows = self.backward.passes * num_rows(layout.text) + twin_rows(layout, "text")
         return rows * self.block.flops(length if tokens is None else tokens, length, first_only)
 
     def forward(self, state: State) -> State:

@@ -18,7 +18,7 @@ from torch import Tensor
 from moe.config import SparseConfig
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.slot import FeedForwardOutput, Slot
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows, written
+from omnivl.chain.flops import num_rows, twin_rows, written
 from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
@@ -192,7 +192,7 @@ class AlignmentBlock(GroundedLayer):
         tokens, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
         every = 1 + num_times(self.patches, layout) * num_patches(self.patches, layout)
         online = self.grounded_flops(layout, num_rows(layout.fused), tokens, seen)
-        return FORWARD_AND_BACKWARD * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)
+        return self.backward.passes * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)
 
     def forward(self, state: State) -> State:
         """Advances ``fused`` and, if an objective reads it, ``momentum_fused``.
@@ -249,7 +249,7 @@ class GenerationBlock(GroundedLayer):
             length = layout.joins[name].length
             own = written(self.length, tokens, length), self.length if length is None else length
             total += num_rows({name: rows}) * self.block.flops(*own, seen)
-        return FORWARD_AND_BACKWARD * total
+        return self.backward.passes * total
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from moe.working import keep_exact, working
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.flops import num_rows
 from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout, joined
 from omnivl.errors import ModelError
@@ -382,7 +382,7 @@ class Embed(EmbeddingLayer):
         assert isinstance(self.block, Embeddings)
         one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.sizes, layout))
         # No gradient flows into pixels: one product less. Patches are dropped after the embedding.
-        online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
+        online = layout.batch_size * self.backward.passes_on_pixels if layout.visual else 0
         return (online + layout.batch_size * ("visual" in layout.twins)) * one
 
     def _visual(self, embeddings: Embeddings, state: State, pixels: Tensor, segments: Collection[str]) -> Tensor:

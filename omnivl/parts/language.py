@@ -22,7 +22,7 @@ from moe.ranges import Range
 from moe.slot import FeedForwardOutput
 from moe.working import keep_exact
 from omnivl.chain.chain import ChainLayer
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
+from omnivl.chain.flops import num_rows, written
 from omnivl.chain.positions import chosen_of
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import TextInput
@@ -107,7 +107,7 @@ class Prefix(BlockLayer):
         """Operations of the map."""
         assert isinstance(self.block, Linear)
         positions = layout.batch_size * self.num_queries * self.acts(layout)
-        return FORWARD_AND_BACKWARD * positions * 2.0 * self.block.in_features * self.block.out_features
+        return self.backward.passes * positions * 2.0 * self.block.in_features * self.block.out_features
 
     def forward(self, state: State) -> State:
         """Makes ``prefix``. When decoding, only the first call has queries."""
@@ -179,7 +179,7 @@ class LanguageEmbed(BlockLayer):
         assert isinstance(self.block, LanguageTables)
         positions = num_rows(layout.language) * written(self.length, tokens) * number
         words = self.block.words
-        return FORWARD_AND_BACKWARD * positions * 2.0 * words.shape[0] * words.shape[1]
+        return self.backward.passes * positions * 2.0 * words.shape[0] * words.shape[1]
 
     def forward(self, state: State) -> State:
         """See the class."""
@@ -271,7 +271,7 @@ class LanguageBlock(StackBlock):
         assert isinstance(self.block, DecoderBlock)
         before = self.num_queries if "queries" in layout.fields else 0
         row = self.block.flops(before + written(self.length, tokens), before + self.length, first_only=False)
-        return FORWARD_AND_BACKWARD * num_rows(layout.language) * row
+        return self.backward.passes * num_rows(layout.language) * row
 
     def forward(self, state: State) -> State:
         """Advances ``language``; if decoding keeps a cache, stores keys and values in ``cache/{layer}/self``."""

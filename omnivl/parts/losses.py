@@ -13,7 +13,7 @@ from moe.routers.health import layer_health, mean_health, routing_health
 from moe.routers.sums import RouterSums
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import TWIN, VOCABULARY
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
+from omnivl.chain.flops import num_rows, written
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import present_modalities
 from omnivl.chain.momentum import ema_update_, frozen_twin
@@ -88,10 +88,10 @@ class Losses(ChainLayer):
         positions = 0.0
         for name, own in layout.generation.items():
             seen = written(self.text_length, tokens, layout.joins[name].length)
-            positions += FORWARD_AND_BACKWARD * num_rows({name: own}) * seen
+            positions += self.backward.passes * num_rows({name: own}) * seen
         read = self.text_length if tokens is None else tokens
         for objective in self.objectives.values():
-            passes = FORWARD_AND_BACKWARD + objective.reads(_VOCABULARY_TWIN)
+            passes = self.backward.passes + objective.reads(_VOCABULARY_TWIN)
             for segment, share in objective.restored_words.items():
                 rows = {segment: layout.text[segment]} if segment in layout.text else {}
                 positions += passes * read * share * num_rows(rows)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from moe.feed_forward import build_feed_forward
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.flops import num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention, self_attention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
@@ -280,13 +280,13 @@ class QFormerLayer(StackBlock):
             row = attention.flops(count + length, count + length)
             row += querying * wanted.fused_queries + reading * wanted.fused_text
             looked_at = projecting * bool(layout.fused) * wanted.fused_queries
-            return FORWARD_AND_BACKWARD * (num_rows(layout.fused) * row + looked_at)
+            return self.backward.passes * (num_rows(layout.fused) * row + looked_at)
         size, texts = attention.qkv.in_features, attention.flops(length, length) + reading
-        total = FORWARD_AND_BACKWARD * num_rows(layout.generation) * (texts + 4 * length * count * size)
-        total += self._num_texts(layout) * texts * (FORWARD_AND_BACKWARD if texts_learn(layout) else 1)
+        total = self.backward.passes * num_rows(layout.generation) * (texts + 4 * length * count * size)
+        total += self._num_texts(layout) * texts * (self.backward.passes if texts_learn(layout) else 1)
         if gathers(layout):
             whole = projecting + images * (attention.flops(count, count) + querying)
-            passes = FORWARD_AND_BACKWARD if queries_learn(layout) or layout.generation else 1
+            passes = self.backward.passes if queries_learn(layout) or layout.generation else 1
             total += passes * (whole if wanted.queries else images * count * 6 * size**2)
         return total
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.flops import num_rows
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective
 from omnivl.chain.positions import ids_name
@@ -115,7 +115,7 @@ class EmbedQuerying(EmbeddingLayer):
         """Operations on the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, QueryingEmbeddings)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
-        return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * one
+        return self.backward.passes_on_pixels * num_rows(layout.visual) * one
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Parameters that no loss depends on."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omnivl.chain.demands import TWIN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout, joined
 from omnivl.parts.block import EmbeddingLayer
@@ -76,7 +76,7 @@ class EmbedTowers(EmbeddingLayer):
         assert isinstance(self.block, Towers)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
         # No gradient flows into pixels: one product less.
-        return (num_rows(layout.visual) * (FORWARD_AND_BACKWARD - 1) + twin_rows(layout, "visual")) * one
+        return (num_rows(layout.visual) * self.backward.passes_on_pixels + twin_rows(layout, "visual")) * one
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The embedding of an encoder that no step uses."""

@@ -28,7 +28,7 @@ from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
 from omnivl.chain.demands import TWIN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import kept_attention, self_attention
@@ -254,13 +254,13 @@ class UnifiedLayer(TwicePassed, StackBlock):
         length, seen = self.length, visual_positions(self.patches, layout)
         tokens = length if tokens is None else tokens
         if number > 0:
-            return FORWARD_AND_BACKWARD * num_rows(layout.fused) * self.block.flops(tokens + seen, length + seen)
+            return self.backward.passes * num_rows(layout.fused) * self.block.flops(tokens + seen, length + seen)
         visual, text = self.block.flops(seen, seen), self.block.flops(tokens, length)
         images, texts = (encoded_rows(layout, stream) for stream in ("visual", "text"))
         every = 1 + num_times(self.patches, layout) * num_patches(self.patches, layout)
         online: float = (images.stop - images.start) * visual + (texts.stop - texts.start) * text
         twins = twin_rows(layout, "visual") * self.block.flops(every, every) + twin_rows(layout, "text") * text
-        return FORWARD_AND_BACKWARD * online + twins
+        return self.backward.passes * online + twins
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Parameters of modalities that no step has."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.flops import num_rows
 from omnivl.chain.positions import ids_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
@@ -115,7 +115,7 @@ class EmbedPair(EmbeddingLayer):
         """Operations on the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, PairEmbeddings)
         image = self.block.visual.flops(1, num_patches(self.sizes, layout))
-        return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * image
+        return self.backward.passes_on_pixels * num_rows(layout.visual) * image
 
     def forward(self, state: State) -> State:
         """See the class.
@@ -167,7 +167,7 @@ class FusedLayer(StackBlock):
         assert isinstance(self.block, UnifiedBlock)
         words, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
         row = self.block.flops(words + seen, self.length + seen)
-        return FORWARD_AND_BACKWARD * num_rows(layout.fused) * row
+        return self.backward.passes * num_rows(layout.fused) * row
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Experts of clips, since there are no clips."""
@@ -218,7 +218,7 @@ class FusedNorm(BlockLayer):
         assert isinstance(self.block, NormAndPooler)
         pooler = self.block.pooler
         rows = num_rows(layout.fused) if "pooled" in layout.reads else 0
-        return FORWARD_AND_BACKWARD * rows * 2.0 * pooler.in_features * pooler.out_features
+        return self.backward.passes * rows * 2.0 * pooler.in_features * pooler.out_features
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """All parameters if there are no fused rows; the pooler if no loss reads it."""

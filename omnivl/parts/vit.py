@@ -24,7 +24,7 @@ from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from moe.working import working
 from omnivl.chain.demands import TWIN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
@@ -264,7 +264,7 @@ class VisualBlock(StackBlock):
         kept, every = kept_patches(self.patches, layout), num_patches(self.patches, layout)
         row = self.block.flops(times, kept, layout.is_video, first_only)
         twin = self.block.flops(times, every, layout.is_video, first_only)
-        return FORWARD_AND_BACKWARD * num_rows(layout.visual) * row + twin_rows(layout, "visual") * twin
+        return self.backward.passes * num_rows(layout.visual) * row + twin_rows(layout, "visual") * twin
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Without clips the temporal branch; and experts of modalities that no step has."""

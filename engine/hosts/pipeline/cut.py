@@ -7,7 +7,6 @@ from engine.hosts.pipeline.division import Division, divide_chain
 from engine.hosts.pipeline.profile import read_profile
 from engine.plan.plan import StagePlan
 from omnivl.chain.chain import Chain
-from omnivl.chain.flops import FORWARD_AND_BACKWARD
 from omnivl.chain.state import StepLayout
 
 
@@ -15,7 +14,7 @@ def divide_stage(chain: Chain, stage: StagePlan) -> Division | None:
     """Passes and layers of each pipeline stage for a stage of the plan; None for other hosts.
 
     Args:
-        chain: Built, on any device, its trained parameters marked as such.
+        chain: Built, on any device, what a stage freezes marked as such.
         stage: The plan's.
 
     Raises:
@@ -42,18 +41,14 @@ def stage_costs(chain: Chain, stage: StagePlan) -> dict[tuple[str, int], float]:
 def layer_costs(chain: Chain, layouts: Sequence[StepLayout]) -> dict[tuple[str, int], float]:
     """Floating point operations of each of ``chain.passes``, summed over steps of some layouts.
 
-    A layer without trained parameters has no backward pass, and counts a third.
-
     Args:
-        chain: Built, on any device, its trained parameters marked as such.
+        chain: Built, on any device, what a stage freezes marked as such.
         layouts: One for each kind of step.
     """
     costs: dict[tuple[str, int], float] = {}
     for name, number in chain.passes:
         layer = chain.named_layers[name]
-        trains = any(parameter.requires_grad for parameter in layer.parameters())
-        flops = sum(layer.flops(layout, None, number) for layout in layouts)
-        costs[name, number] = flops if trains else flops / FORWARD_AND_BACKWARD
+        costs[name, number] = sum(layer.flops(layout, None, number) for layout in layouts)
     return costs
 
 

@@ -1,33 +1,47 @@
+from collections.abc import Sequence
+
 import pytest
 from torch import nn
 
 from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
+from omnivl.chain.backward import Backward
+from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.names import stack_of
+from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.objectives import UniVLC
 
 
-def chain() -> nn.Module:
-    block = nn.Sequential()
-    block.add_module("attention", nn.Linear(2, 2))
-    block.add_module("ffn", nn.Linear(2, 2))
-    layers = nn.Sequential()
-    layers.add_module("embed", nn.Linear(2, 2))
-    layers.add_module("visual_00", block)
-    layers.add_module("text_00", nn.Linear(2, 2))
-    return layers
+class Products(ChainLayer):
+    """Some products by name."""
+
+    def __init__(self, stack: str, names: Sequence[str]) -> None:
+        super().__init__()
+        self.stack = stack
+        for name in names:
+            self.add_module(name, nn.Linear(2, 2))
+
+    def forward(self, state: State) -> State:
+        """Nothing runs here."""
+        raise NotImplementedError
+
+
+def chain() -> Chain:
+    layers = {"embed": ("visual", "words"), "visual_00": ("attention", "ffn"), "text_00": ("ffn",), "join": ("fuse",)}
+    return Chain({name: Products(stack_of(name), parts) for name, parts in layers.items()})
 
 
 @pytest.mark.parametrize(
     ("patterns", "frozen"),
     [
-        (["embed"], {"embed.weight", "embed.bias"}),
+        (["embed"], {f"embed.{part}.{kind}" for part in ("visual", "words") for kind in ("weight", "bias")}),
         (["visual_*"], {f"visual_00.{part}.{kind}" for part in ("attention", "ffn") for kind in ("weight", "bias")}),
         (["visual_*.ffn"], {"visual_00.ffn.weight", "visual_00.ffn.bias"}),
-        (["embed", "text_00.bias"], {"embed.weight", "embed.bias", "text_00.bias"}),
+        (["embed.words", "text_00.ffn.bias"], {"embed.words.weight", "embed.words.bias", "text_00.ffn.bias"}),
         ([], set()),
     ],
 )
@@ -41,9 +55,30 @@ def test_pattern_that_names_nothing() -> None:
     with pytest.raises(UserError) as caught:
         freeze(chain(), ["embed", "visual_0"], "stages.0.freeze")
     assert str(caught.value) == (
-        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00; "
+        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00, join; "
         "did you mean 'visual_00'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        ([], {"visual_00": Backward(), "text_00": Backward(), "join": Backward()}),
+        (["embed.visual", "visual_*"], {"visual_00": Backward(False, 0, 0), "text_00": Backward()}),
+        (["embed.words", "visual_*"], {"visual_00": Backward(True, 0, 0), "text_00": Backward()}),
+        (["embed.words", "text_*"], {"visual_00": Backward(), "text_00": Backward(False, 0)}),
+        (["visual_*.ffn"], {"visual_00": Backward(True, 0.5, 0.5)}),
+        (["embed.visual"], {"embed": Backward(True, 0.5, 0.0)}),
+        (["embed", "visual_*", "text_*"], {"join": Backward()}),
+        (["*_00", "join"], {"text_00": Backward(True, 0), "join": Backward(True, 0)}),
+        (["*"], {"visual_00": Backward(False, 0, 0), "text_00": Backward(False, 0), "join": Backward(False, 0)}),
+    ],
+)
+def test_what_of_the_backward_pass_is_left(patterns: list[str], left: dict[str, Backward]) -> None:
+    """An encoder has none where neither it nor what embeds its modality is trained; what joins them follows both."""
+    model = chain()
+    freeze(model, patterns, "stages.0.freeze")
+    assert {name: model.named_layers[name].backward for name in left} == left
 
 
 def test_what_a_stage_has_no_use_for_rests() -> None:

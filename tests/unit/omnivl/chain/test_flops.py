@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.step.freeze import freeze
 from moe.config import AttributeConfig, DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import TokenChoice
 from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
+from omnivl.chain.backward import FORWARD_AND_BACKWARD
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.special_tokens import SpecialTokens
@@ -96,6 +98,35 @@ def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
         with FlopCounterMode(display=False) as counter:
             chain(State(batch, layout))["loss"].backward()
         assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "tolerance"),
+    [
+        ([], 1e-3),
+        (["visual_*", "embed.block.visual"], 1e-3),  # no gradient reaches the blocks
+        (["text_*", "embed.block.text"], 1e-3),
+        (["visual_*", "text_*"], 0.05),  # it passes through, where attention's own products count once instead of twice
+    ],
+)
+def test_what_is_frozen_counts_what_torch_counts(monkeypatch, frozen, tolerance):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from omnivl.chain.state import State
+
+    config = replace(OmniVL.presets["tiny"], vocab_size=100, projection_size=1, vision_layers=2)
+    monkeypatch.setattr(attention, "prefers_products", lambda x: True)
+    chain = build_chain(config, (UniVLC(),), TOKENS)
+    freeze(chain, frozen, "freeze")
+    layout, own = plan_layout((UniVLC(),), "image_text", 2, 1), torch.arange(2)
+    batch = {
+        "frames": torch.zeros(2, 1, 3, 64, 64, dtype=torch.uint8),
+        "token_ids": torch.ones(2, 16, dtype=torch.int64),
+        **dict.fromkeys(("identity", "label", "position"), own),
+    }
+    with FlopCounterMode(display=False) as counter:
+        chain(State(batch, layout))["loss"].backward()
+    assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout), rel=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["image_text", "video_text"])

@@ -12,7 +12,8 @@ from engine.step.freeze import freeze, freeze_idle, store_frozen
 from moe.config import MoMEConfig
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.misfits import language_misfits
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
+from omnivl.chain.backward import FORWARD_AND_BACKWARD
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.positions import IGNORED, prepared_targets
 from omnivl.chain.state import State
