@@ -160,13 +160,6 @@ def _may_hide(stage: str, what: str) -> bool:
     return any(what in one.hides for one in FIGURES if one.stage == stage)
 
 
-def _lower_is_better(figure: Figure) -> bool:
-    """What the task says, also where an earlier version has scored the runs."""
-    tasks = {f"{task.name} ": task for task in load_plan(PLAN).stage(figure.stage).evaluate.tasks}
-    named = ((task, name) for name, task in tasks.items() if figure.score.startswith(name))
-    return any(task.prefers_lower(figure.score.removeprefix(name)) for task, name in named)
-
-
 def _values(figure: Figure, found: Sequence[PlanRun]) -> list[float]:
     kept = [run.scores[figure.stage][figure.score] for run in found if figure.score in run.scores.get(figure.stage, {})]
     return [score.value for score in kept]
@@ -174,11 +167,12 @@ def _values(figure: Figure, found: Sequence[PlanRun]) -> list[float]:
 
 def _row(figure: Figure, runs: Mapping[str, Sequence[PlanRun]]) -> list[str]:
     """A figure of every variant, and whether every seed of the pretrained one is better than every other's."""
-    chance = next(iter(runs.values()))[0].scores[figure.stage][figure.score].chance
+    score = next(iter(runs.values()))[0].scores[figure.stage][figure.score]
+    chance = score.chance
     cells = {variant: _values(figure, found) for variant, found in runs.items()}
     shown = [_shown(values) for values in cells.values()]
     with_it, without = cells[PRETRAINED], cells[SCRATCH]
-    if _lower_is_better(figure):
+    if score.lower_is_better:
         with_it, without = [-one for one in with_it], [-one for one in without]
     if len(with_it) == 1:
         return [figure.task, "-" if chance is None else f"{chance:.3f}", *shown, "one seed"]
@@ -209,7 +203,8 @@ def page_of(found: Mapping[str, Any]) -> str:
         "reaches that ignores the other side. The options of a question stay visible to *picture alone*. "
         f"Seeds: {seeds} of the first two (median, least to most) for {', '.join(REPEATED)}, else one. *Pretraining* "
         "helps or hurts "
-        "where every seed does better or worse than every seed from scratch.",
+        "where every seed does better or worse than every seed from scratch. Options with equal scores count as wrong, "
+        "so that a model that scores all alike lies below chance.",
         *(markdown_table(table["columns"], table["rows"]) for table in found["tables"]),
     ]
     machine = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "deepspeed"))

@@ -60,7 +60,7 @@ def test_pretraining_comes_first_and_once() -> None:
 
 
 def made(value: float, figure: Figure) -> PlanRun:
-    score = Score("t", "m", value, 0.25, None, 10)
+    score = Score("t", "m", value, 0.25, None, 10, lower_is_better=figure.score.endswith("MAE"))
     return PlanRun({figure.stage: {figure.score: score}}, 1.0, 1.0, {})
 
 
