@@ -19,14 +19,14 @@ from benchmarks.measure import clear_peak, peak_bytes
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.layers import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
-from engine.hosts import Host, create_host, replica_group
-from engine.hosts.pipeline.cut import divide_stage
+from engine.hosts import Host, replica_group
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of, with_precision
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
+from engine.run.stage_start import start_host
 from engine.step.freeze import freeze_idle
 from engine.telemetry.environment import resident_bytes
 from omnivl.architectures.build import build_chain
@@ -73,17 +73,7 @@ def started(stage: StagePlan, tokenizer: Tokenizer) -> tuple[Host, list[Batch]]:
         compute_dtype=dtype_of(stage.parallel.precision),
     )
     freeze_idle(chain, stage.layouts())
-    host = create_host(
-        stage.parallel,
-        chain,
-        stage.optimizer,
-        stage.objectives,
-        total_steps=1000,
-        micro_batch_size=batch.micro_batch_size_per_gpu,
-        gradient_accumulation_steps=batch.gradient_accumulation_steps,
-        device=device,
-        division=divide_stage(chain, stage),
-    )
+    host = start_host(chain, stage, device)
     chain.train()
     batches = blank_batches(stage, tokenizer) * batch.gradient_accumulation_steps if host.takes_batches else []
     return host, batches

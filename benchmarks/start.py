@@ -27,7 +27,6 @@ from benchmarks.measure import Ratio, Spread, clear_peak, peak_bytes, status_byt
 from benchmarks.record import Options, Report, Table, main_of
 from benchmarks.scale import NARROW, PLAN, TOGETHER
 from engine.disk.run_folder import RunFolder
-from engine.hosts import create_host
 from engine.hosts.zero.engine import import_deepspeed
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan
@@ -35,7 +34,7 @@ from engine.processes import messages
 from engine.processes.collectives import make_gather
 from engine.run.entrance import RunOptions
 from engine.run.stage import StageLoop
-from engine.run.stage_start import start_chain
+from engine.run.stage_start import start_chain, start_host
 from engine.run.train import train
 from engine.step.freeze import freeze_idle
 from engine.telemetry.progress import SilentProgress
@@ -143,16 +142,7 @@ def chain_and_host(layout: str, ranks: int, rank: int, sizes: Sequence[str]) -> 
         gather, run = make_gather(), RunFolder(Path(os.devnull))
         chain, origins = start_chain(plan, 0, run, tokenizer, gather, device, SilentProgress())
         freeze_idle(chain, stage.layouts())
-        create_host(
-            stage.parallel,
-            chain,
-            stage.optimizer,
-            stage.objectives,
-            total_steps=stage.steps,
-            micro_batch_size=stage.batch.micro_batch_size_per_gpu,
-            device=device,
-            origins=origins,
-        )
+        start_host(chain, stage, device, origins)
     return Found(time.process_time() - began, peak_bytes() - before, counted.count, counted.bytes)
 
 

@@ -1,4 +1,4 @@
-"""The chain that a stage starts with: built layer by layer, filled with earlier weights, sharded under ZeRO-3.
+"""The chain that a stage starts with, built by layers, filled with earlier weights, sharded under ZeRO-3; and its host.
 
 One process of the run draws and reads values; hosts make those of process 0 everyone's. The others build without
 storage, by shapes alone, which costs next to nothing, and so does process 0 where a checkpoint is to follow.
@@ -15,7 +15,8 @@ from engine.disk.aside import HEADS
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_file import WeightsFile, check_weights
 from engine.errors import CheckpointError
-from engine.hosts import layer_sharder
+from engine.hosts import Host, create_host, layer_sharder
+from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes import ranks
@@ -114,6 +115,30 @@ def start_chain(
             said = "lora leaves frozen at random, as nothing was loaded into them"
             progress.message(f"stage {stage.name}: warning: {said}: {parts} (parameters)")
     return chain, Origins(foreign=frozenset(matched), earlier=inherited - matched)
+
+
+def start_host(chain: Chain, stage: StagePlan, device: torch.device, origins: Origins | None = None) -> Host:
+    """The host of a stage. Called by every process.
+
+    Args:
+        chain: From ``start_chain``, what the stage freezes marked as such.
+        stage: Without mistakes.
+        device: Where it runs.
+        origins: Where its parameters come from; None: all are new.
+    """
+    return create_host(
+        stage.parallel,
+        chain,
+        stage.optimizer,
+        stage.objectives,
+        total_steps=stage.steps,
+        micro_batch_size=stage.batch.micro_batch_size_per_gpu,
+        gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
+        device=device,
+        origins=origins,
+        division=divide_stage(chain, stage),
+        contrasts_step=stage.contrasts_step,
+    )
 
 
 def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:

@@ -17,8 +17,7 @@ from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_file import written_hash
 from engine.disk.weights_out import write_weights
-from engine.hosts import Host, create_host, replica_group
-from engine.hosts.pipeline.cut import divide_stage
+from engine.hosts import Host, replica_group
 from engine.plan.batches import batch_in_words
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
@@ -32,7 +31,7 @@ from engine.run.entrance import RunOptions, enter
 from engine.run.examination import UnevaluatedError
 from engine.run.resumption import find
 from engine.run.stage import StageLoop
-from engine.run.stage_start import source_weights, start_chain
+from engine.run.stage_start import source_weights, start_chain, start_host
 from engine.step.determinism import deterministic_operations
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.peak import Peak, peak_of
@@ -132,19 +131,7 @@ def _go_on(start: _Start, index: int) -> int:
         parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in idle.items())
         progress.message(f"stage {stage.name}: frozen, as no objective gives them a gradient: {parts} (parameters)")
     store_frozen(chain, stage.model.stacks)
-    host = create_host(
-        stage.parallel,
-        chain,
-        stage.optimizer,
-        stage.objectives,
-        total_steps=stage.steps,
-        micro_batch_size=stage.batch.micro_batch_size_per_gpu,
-        gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
-        device=device,
-        origins=origins,
-        division=divide_stage(chain, stage),
-        contrasts_step=stage.contrasts_step,
-    )
+    host = start_host(chain, stage, device, origins)
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
     throughput = Throughput(
