@@ -113,12 +113,15 @@ class Lanes:
         self._pool = ThreadPoolExecutor(self.count)
 
     def submit(self, job: Callable[[Cores], Result]) -> Future[Result]:
-        """Calls ``job`` with a lane's cores as soon as one is free."""
+        """Calls ``job`` with a lane's cores as soon as one is free. If it fails, that is also told at once."""
 
         def run() -> Result:
             lane = self._free.get()
             try:
                 return job(lane)
+            except Exception as error:
+                print(error, file=sys.stderr, flush=True)
+                raise
             finally:
                 self._free.put(lane)
 

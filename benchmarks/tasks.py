@@ -121,12 +121,14 @@ def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", nargs="+", default=[], help="these tasks' stages only")
 
 
-def overrides_of(variant: str, stages: Sequence[str]) -> list[str]:
-    """What a variant changes in the plan."""
-    plan = load_plan(PLAN)
+def overrides_of(variant: str) -> list[str]:
+    """What a variant changes in the plan, whichever of its stages run: a run is kept of one plan."""
+    if variant == PRETRAINED:
+        return []
+    plan, tasks = load_plan(PLAN), {one.stage for one in FIGURES}
     found: list[str] = []
     for stage in plan.stages:
-        if stage.name not in stages or variant == PRETRAINED:
+        if stage.name not in tasks:
             continue
         found.append(f"stages.{stage.name}.init_from=null")
         if variant != SCRATCH:
@@ -138,7 +140,7 @@ def overrides_of(variant: str, stages: Sequence[str]) -> list[str]:
 
 
 def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, folder: Path | None, cores: Cores) -> PlanRun:
-    overrides = [f"seed={seed}", *overrides_of(variant, stages)]
+    overrides = [f"seed={seed}", *overrides_of(variant)]
     if quick:
         overrides += scaled_steps(PLAN, QUICK_SHARE)
         for stage in load_plan(PLAN).stages:

@@ -43,6 +43,23 @@ def test_a_job_may_wait_for_an_earlier_one():
         assert [future.result() for future in second] == [10, 11, 12]
 
 
+def test_a_job_that_fails_is_told_before_anyone_waits_for_it(capfd):
+    told = threading.Event()
+
+    def fail(cores):
+        try:
+            raise RuntimeError("no such plan")
+        finally:
+            told.set()
+
+    with Lanes(CPU) as lanes:
+        failed, other = lanes.submit(fail), lanes.submit(lambda cores: told.wait(patience.seconds(20)))
+        assert other.result()
+    assert "no such plan" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="no such plan"):
+        failed.result()
+
+
 def test_a_command_that_fails_says_what_it_said():
     with pytest.raises(RuntimeError, match=r"ended with 3:\nno such thing"):
         run_on(frozenset({0}), [sys.executable, "-c", "import sys; sys.stderr.write('no such thing'); sys.exit(3)"])
