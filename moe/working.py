@@ -120,8 +120,8 @@ def working(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def note_use(parameter: Tensor, dtype: torch.dtype) -> None:
-    """Notes that a parameter which is gathered on use is cast to ``dtype``, so that it may as well be gathered so."""
-    if parameter.dtype != dtype and is_gathered_on_use(parameter) and used_in(parameter) is None:
+    """Notes that a parameter is cast to ``dtype``, so that a host may as well send it so."""
+    if parameter.dtype != dtype and isinstance(parameter, nn.Parameter) and used_in(parameter) is None:
         parameter.used_in = dtype  # type: ignore[attr-defined]
 
 
@@ -131,7 +131,7 @@ def keep_exact(parameter: nn.Parameter) -> None:
 
 
 def used_in(parameter: Tensor) -> torch.dtype | None:
-    """The dtype to which every use casts a parameter that is gathered on use; None where that is not known."""
+    """The dtype to which every use casts a parameter, its twin's step left out; None where that is not known."""
     return getattr(parameter, "used_in", None)
 
 

@@ -84,6 +84,7 @@ class Holdings:
             CheckpointError: The folder has no such files, or they do not fit the chain and what it trains.
         """
         saved = SavedTensors(folder, first=self._gather.replica)
+        self._store.make_exact()
         moments = saved.steps > 0
         layers = None if self._own_layers is None else frozenset(self._own_layers)
         written = {key: shape for key, shape in saved.shapes.items() if layers is None or _layer_of(key) in layers}
@@ -107,6 +108,7 @@ class Holdings:
         report = agree_on_weights(own, weights, strict=strict, gather=self._gather, group=self._group)
         matched, first = frozenset(report.matched), self._gather.replica == 0
         assert weights is not None or not first
+        self._store.make_exact()
         for layer, tensors in self._layers():
             mine = self._own_layers is None or layer in self._own_layers
             for name in sorted(tensors.keys() & matched):
@@ -141,6 +143,7 @@ class Holdings:
         Every replica has to call it and to iterate to the end, since the others need its tensors.
         """
         first = self._gather.replica == 0
+        self._store.make_exact()
         for layer, tensors in self._layers():
             with self._borrow(layer):
                 for name, tensor in tensors.items():

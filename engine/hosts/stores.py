@@ -5,7 +5,7 @@ A ``Store`` hides how ZeRO shards a parameter. ``engine.hosts.holdings`` handles
 Shapes: n elements of a parameter, of which a replica may hold a run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.hosts.zero.flats import FlatGathers
 from engine.step.muon import MatrixSteps, MuonConfig, Placed, matrices_in
 from engine.step.optimizer import MOMENTS, MUON_MOMENTS, ChainOptimizer, ParameterGroup
 from omnivl.chain.chain import Chain
@@ -50,6 +51,9 @@ class Store(Protocol):
 
     def begin(self, steps: int) -> None:
         """Allocates moments, and sets the number of steps that the optimizer took."""
+
+    def make_exact(self) -> None:
+        """Has every replica hold the exact values of what it holds whole. Called by every replica."""
 
     def finish(self) -> None:
         """To be called once after the last run was written into."""
@@ -100,6 +104,9 @@ class WholeStore:
         """Makes state for every parameter of the optimizer."""
         _begin(self._optimizer, (one for group in self._optimizer.param_groups for one in group["params"]), steps)
 
+    def make_exact(self) -> None:
+        """It does."""
+
     def finish(self) -> None:
         """Nothing is kept twice."""
 
@@ -108,7 +115,13 @@ class ZeroStore:
     """ZeRO 1 to 3: moments are sharded over the replicas of a parameter, under ZeRO-3 the parameter too."""
 
     def __init__(
-        self, engine: Any, stage: int, groups: Sequence[ParameterGroup], chain: Chain, device: torch.device
+        self,
+        engine: Any,
+        stage: int,
+        groups: Sequence[ParameterGroup],
+        chain: Chain,
+        device: torch.device,
+        gathers: FlatGathers | None = None,
     ) -> None:
         """Works on DeepSpeed's own tensors, and tells the optimizer where matrices lie. Called by every replica.
 
@@ -118,8 +131,9 @@ class ZeroStore:
             groups: From ``parameter_groups``.
             chain: Whose parameters they are.
             device: Where it is.
+            gathers: Which may round parameters; None: DeepSpeed's own, which do not.
         """
-        self._zero, self._stage = engine.optimizer, stage
+        self._zero, self._stage, self._gathers = engine.optimizer, stage, gathers
         self._optimizer: ChainOptimizer = engine.optimizer.optimizer
         options = {id(one): group.muon for group in groups if group.muon for one in group.parameters}
         self._matrices = frozenset(options)
@@ -136,11 +150,13 @@ class ZeroStore:
         """A view of the parameter or its partition, or of a flat tensor of the optimizer's."""
         if field != WEIGHT:
             return self._moment(parameter, field)
+        if self._is_rounded(parameter):
+            return self._part(parameter, lambda flat: flat.detach())
         return Run(parameter.detach().view(-1), 0) if self._stage < 3 else self._partition(parameter)
 
     def group(self, parameter: Any, field: str) -> dist.ProcessGroup | None:
-        """The replicas of the parameter; None for weights below ZeRO-3, which shards them."""
-        if field == WEIGHT and self._stage < 3:
+        """The replicas of the parameter; None for weights below ZeRO-3, unless their exact values are sharded."""
+        if field == WEIGHT and self._stage < 3 and not self._is_rounded(parameter):
             return None
         group: dist.ProcessGroup = getattr(parameter, "ds_process_group", None) or parameter._dp_group
         return group
@@ -157,8 +173,13 @@ class ZeroStore:
         """Makes state for every flat tensor."""
         _begin(self._optimizer, self._flats(), steps)
 
+    def make_exact(self) -> None:
+        """Gathers what was rounded when it was gathered."""
+        if self._gathers is not None:
+            self._gathers.make_exact()
+
     def finish(self) -> None:
-        """Copies the parameters into the optimizer's own copy of them."""
+        """Copies the parameters, which have to be exact, into the optimizer's own copy of them."""
         self._zero.refresh_fp32_params()
 
     def _flats(self) -> list[Tensor]:
@@ -177,10 +198,17 @@ class ZeroStore:
         found: list[list[nn.Parameter]] = getattr(self._zero, "fp16_groups" if self._stage == 3 else "bit16_groups")
         return found
 
+    def _is_rounded(self, parameter: nn.Parameter) -> bool:
+        return self._gathers is not None and self._gathers.is_rounded(parameter)
+
     def _moment(self, parameter: Any, name: str) -> Run:
+        return self._part(parameter, lambda flat: self._optimizer.state[flat][name])
+
+    def _part(self, parameter: Any, values: Callable[[Tensor], Tensor]) -> Run:
+        """This replica's part of a parameter, in what a flat tensor has as ``values``."""
         group, placed = self._place(parameter)
-        state: Tensor = self._optimizer.state[self._flats()[group]][name]
-        return Run(state[placed.offset : placed.offset + placed.count], placed.start)
+        found = values(self._flats()[group])
+        return Run(found[placed.offset : placed.offset + placed.count], placed.start)
 
     def _place(self, parameter: Any) -> tuple[int, Placed]:
         """In which flat tensor this replica's part of a parameter lies, and where."""

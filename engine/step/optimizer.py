@@ -123,7 +123,12 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    chain: Chain, config: OptimizerConfig, origins: Origins | None = None, apart: Collection[str] = ()
+    chain: Chain,
+    config: OptimizerConfig,
+    origins: Origins | None = None,
+    apart: Collection[str] = (),
+    *,
+    divide: bool = False,
 ) -> list[ParameterGroup]:
     """Sorts the trainable parameters of a chain into optimizer groups.
 
@@ -132,6 +137,7 @@ def parameter_groups(
         config: Weight decay and learning-rate scales.
         origins: Where starting values come from; None: all are random.
         apart: Names of parameters that need groups of their own.
+        divide: Whether parameters that momentum twins follow have groups of their own.
 
     Returns:
         Groups in order of first appearance, the same on every replica.
@@ -145,7 +151,8 @@ def parameter_groups(
     of_heads = {id(parameter) for layer in chain.layers for parameter in layer.head_parameters()}
     origins = Origins() if origins is None else origins
     matrices = muon_parameters(chain, config)
-    members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    followed = {id(parameter) for parameter in chain.followed_parameters()} if divide else set()
+    members: dict[tuple[str, float, bool, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -156,7 +163,7 @@ def parameter_groups(
             scale *= config.pretrained_lr_scale
         elif id(parameter) in of_heads and name not in origins.earlier:
             scale *= config.new_head_lr_scale
-        members[sort, scale, name in apart].append((name, parameter))
+        members[sort, scale, name in apart, id(parameter) in followed].append((name, parameter))
     groups = [
         ParameterGroup(
             name=sort + ("" if scale == 1.0 else f"_x{scale:g}"),
@@ -167,7 +174,7 @@ def parameter_groups(
             apart=split,
             muon=config.muon if sort == "matrices" else None,
         )
-        for (sort, scale, split), entries in members.items()
+        for (sort, scale, split, _), entries in members.items()
     ]
     _assert_partition(chain, groups)
     if not groups:

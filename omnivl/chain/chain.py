@@ -239,10 +239,20 @@ class Chain(nn.Module):
 
     def copy_to_twins(self) -> None:
         """Makes every momentum twin equal to the module that it follows, e.g. after weights were loaded."""
+        for layer, twin, online in self._twins():
+            ema_update_(twin, online, 0.0, layer.local_storage)
+
+    def followed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that momentum twins follow: read after each step as they are, without a cast."""
+        for _, _, online in self._twins():
+            yield from online.parameters()
+
+    def _twins(self) -> Iterator[tuple[ChainLayer, nn.Module, nn.Module]]:
+        """Every layer with its momentum twins and the modules that they follow."""
         for layer in self.layers:
             for name, twin in layer.named_children():
                 if name.startswith("momentum_"):
-                    ema_update_(twin, layer.get_submodule(name.removeprefix("momentum_")), 0.0, layer.local_storage)
+                    yield layer, twin, layer.get_submodule(name.removeprefix("momentum_"))
 
     def encode_visual(self, frames: Tensor | Pictures) -> Tensor:
         """Contrastive embeddings of images or clips.

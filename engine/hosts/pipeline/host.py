@@ -31,6 +31,7 @@ from engine.hosts.pipeline.stage import PipelineStage, StagePass
 from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_config
 from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.flats import FlatReduction, flats_of
 from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.hosts.zero.start import already_equal
@@ -114,6 +115,8 @@ class PipelineHost(HoldingHost):
         self._averages, self._names = StepAverages({}), ScalarNames(self.place)
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
+        if zero_stage == 1 and self.gather.replicas > 1:
+            FlatReduction(self._engine.optimizer, flats_of(self._engine.optimizer), self._sizes.bucket)
         if zero_stage == 1:
             read_norm_by(self._engine.optimizer, zero_stage, self._read_norm)
         named = [*self._all_groups, *self._groups]  # those of other stages too, and this stage's fillers
@@ -140,6 +143,10 @@ class PipelineHost(HoldingHost):
         ]
 
     @property
+    def _sizes(self) -> ZeroSizes:
+        return ZeroSizes.of(self._layers or self.chain.layers)
+
+    @property
     def _last_embedding(self) -> int:
         """The pass, by its index in the chain, that makes contrastive embeddings; the last one where none does."""
         stacks = [layer.stack for layer in self.chain.program]
@@ -162,7 +169,7 @@ class PipelineHost(HoldingHost):
                 gradient_clipping=self._config.gradient_clipping,
                 micro_batch_size=micro_batch_size,
                 gradient_accumulation_steps=self._accumulation,
-                sizes=ZeroSizes.of(self._layers or self.chain.layers),
+                sizes=self._sizes,
                 offload=Offloading(),
                 communication_dtype=self._communication_dtype,
                 replicas=self.gather.replicas,

@@ -21,6 +21,7 @@ from engine.hosts.zero.engine import (
     zero_config,
 )
 from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.flats import FlatGathers, FlatReduction, flats_of
 from engine.hosts.zero.loops import gather_without_loops
 from engine.hosts.zero.mapped import move_to_files
 from engine.hosts.zero.norm import read_norm_by
@@ -105,14 +106,16 @@ class ZeroHost(HoldingHost):
         self._experts = ExpertParallel(expert_parallel_size)
         self._experts.cut(chain)
         apart = self._experts.parameters(chain)
-        self._groups = parameter_groups(chain, optimizer, origins, apart=apart)
+        parts = zero_stage in (1, 2) and self.gather.replicas > 1
+        self._groups = parameter_groups(chain, optimizer, origins, apart=apart, divide=parts)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
+        sizes = ZeroSizes.of(chain.layers)
         config = zero_config(
             stage=zero_stage,
             gradient_clipping=optimizer.gradient_clipping,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            sizes=ZeroSizes.of(chain.layers),
+            sizes=sizes,
             offload=offload,
             communication_dtype=communication_dtype,
             replicas=self.gather.replicas,
@@ -120,8 +123,15 @@ class ZeroHost(HoldingHost):
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 takes it from the parameters' attributes
         self._engine = start_engine(LossModule(chain, sign), self._optimizer, config)
+        self._gathers: FlatGathers | None = None
+        if parts:
+            zero, flats = self._engine.optimizer, flats_of(self._engine.optimizer)
+            if zero_stage == 1 and not offload.optimizer:
+                FlatReduction(zero, flats, sizes.bucket)
+            followed = {id(parameter) for parameter in chain.followed_parameters()}
+            self._gathers = FlatGathers(zero, flats, sizes.bucket, followed)
         if zero_stage > 0:
-            store: Store = ZeroStore(self._engine, zero_stage, self._groups, chain, self.device)
+            store: Store = ZeroStore(self._engine, zero_stage, self._groups, chain, self.device, self._gathers)
         else:
             store = WholeStore(self._optimizer, self._groups, chain, self.device)
         self._average: Callable[[Tensor], StepAverages] | None = None
@@ -143,7 +153,9 @@ class ZeroHost(HoldingHost):
 
     @contextmanager
     def whole_chain(self) -> Iterator[Chain]:
-        """The chain, whose layers gather all of their parameters when they are called."""
+        """The chain with exact values. Under ZeRO-3 its layers gather all of their parameters when they are called."""
+        if self._gathers is not None:
+            self._gathers.make_exact()
         with everything_read(self._engine) if self._zero_stage == 3 else nullcontext():
             yield self.chain
 
@@ -174,6 +186,8 @@ class ZeroHost(HoldingHost):
         else:
             self.chain.after_step()
         self._of_unknown_use = gather_as_used(self._of_unknown_use)
+        if self._gathers is not None:
+            self._gathers.learn()
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped, averages.votes)
 
     def _embed(self, state: State) -> State:
