@@ -57,11 +57,15 @@ class Copies:
 
 COPIES: Mapping[int, Copies] = {
     0: Copies(),
-    1: Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0),
+    1: Copies(reduced=16.0, reduced_share=12.0, stepped_share=12.0),
     2: Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0, added_share=12.0),
     3: Copies(reduced=24.0, reduced_share=24.0, gathered=8.0, gathered_share=8.0, stepped_share=39.0, added_share=12.0),
 }
-"""DeepSpeed's, by ZeRO stage: counted in its steps under ``OperationCounter`` on two and four processes."""
+"""By ZeRO stage: counted in steps under ``OperationCounter`` on two and four processes."""
+
+_ROUND, _ROUND_OWN = 10, 8
+"""Bytes that are copied per element that ZeRO 1 and 2 gather in two bytes: spread over the parts of all replicas, and
+of the share before that. Counted likewise."""
 
 COLLECTIVE_MULTIPROCESSORS = 16
 """That a collective occupies on an accelerator while it works beside the computation. Source: NVIDIA, "Enabling Fast
@@ -132,7 +136,10 @@ class StepBuilder:
         self.division, self.stages = division, len(division.cuts)
         self.replicas = cluster.processes // self.stages
         self.experts, self.zero = expert_parallel, zero_stage(stage)
-        self.copied = COPIES[self.zero] if copies is None else copies
+        # Alone, and for an offloaded optimizer, stage 1 reduces as DeepSpeed does, like stage 2.
+        scatters = self.zero == 1 and self.replicas > 1 and stage.parallel.offload == "none"
+        self.scatters = self.zero == 3 or scatters
+        self.copied = COPIES[self.zero if self.scatters else 2 * (self.zero > 0)] if copies is None else copies
         self.passes = [[work.passes[place] for place in part] for part in division.cuts]
         self.sizes = [[work.layers[name] for name in division.owned(number)] for number in range(self.stages)]
         self.copies = [[work.layers[name] for name in division.copied(number)] for number in range(self.stages)]
@@ -278,8 +285,17 @@ class StepBuilder:
         seconds = hardware.move_seconds(moved_bytes) + hardware.copy_seconds(copies)
         after = (self._add(stage, "compute", seconds, after, OPTIMIZER),)
         if self.zero in (1, 2):
-            after = (self._over_replicas(stage, sizes, all_gather, after, GATHER),)
+            after = (self._gather_parts(stage, sizes, after),)
         return after
+
+    def _gather_parts(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...]) -> int:
+        """ZeRO 1 and 2: what each replica has moved, in two bytes where every use casts to them; not in a pipeline."""
+        rounds = self.stage.parallel.host == "zero" and self.replicas > 1
+        dense = sum(size.rounded for size in sizes) if rounds else 0
+        experts = sum(size.rounded_experts for size in sizes) if rounds else 0
+        moved = (_ROUND + _ROUND_OWN / self.replicas) * (dense + experts / self.experts)
+        spared = 2.0 * dense, 2.0 * experts
+        return self._over_replicas(stage, sizes, all_gather, after, GATHER, spared=spared, moved=moved)
 
     def _step_matrices(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
         """Muon: runs of the momentum to the owners of matrices, products there, runs of the step back."""
@@ -333,7 +349,7 @@ class StepBuilder:
         return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps, moved=moved),)
 
     def _reduce(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...], *, waits: bool = True) -> int:
-        collective: Collective = reduce_scatter if self.zero == 3 else all_reduce
+        collective: Collective = reduce_scatter if self.scatters else all_reduce
         held = sum(self._held(size) for size in sizes)
         copies = self.copied
         moved = (copies.reduced + copies.reduced_share / self.replicas) * held
@@ -351,20 +367,24 @@ class StepBuilder:
         cause: str,
         *,
         width: float = 4.0,
+        spared: tuple[float, float] = (0.0, 0.0),
         waits: bool = True,
         moved: float = 0.0,
     ) -> int:
-        """A collective of ``width`` bytes per trained parameter: dense ones over all replicas, experts over copies."""
+        """A collective of ``width`` bytes per trained parameter: dense ones over all replicas, experts over copies.
+
+        Of all dense parameters, and of all experts, ``spared`` bytes less.
+        """
         experts = sum(size.experts for size in sizes)
         dense = sum(size.trained for size in sizes) - experts
-        total = collective(width * dense, self.data)
+        total = collective(width * dense - spared[0], self.data)
         buckets = max(1, -(-dense // self.work.zero.bucket)) if self.zero else 1
         total = replace(
             total,
             within_messages=total.within_messages * buckets,
             between_messages=total.between_messages * buckets,
         )
-        total += self._over_copies(collective, width * experts / self.experts)
+        total += self._over_copies(collective, (width * experts - spared[1]) / self.experts)
         return self._transfer(stage, total, after, cause, waits, moved)
 
     def _over_copies(self, collective: Collective, size: float) -> Transfer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from engine.estimate.work import LayerSize, ModelWork
 from engine.hosts.pipeline.division import Division
+from engine.hosts.zero.sizes import BUFFERS
 from engine.plan.plan import StagePlan
 from engine.step.muon import STEP_COPIES
 
@@ -87,7 +88,8 @@ def process_memory(
     largest = max((one.held(expert_parallel) for one in matrices), default=0.0)
     stepping = 4 * (STEP_COPIES * moved if sharded else (STEP_COPIES - 1) * largest)
     gradients = 4 * (shard if (zero or 0) >= 2 else local + copied)
-    lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
+    offload = stage.parallel.offloading
+    lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas, offloads=offload.optimizer)
     held = 1 if division is None else min(len(division.cuts) - number, stage.batch.gradient_accumulation_steps)
     alone, first = _activations(work, None if division is None else division.cuts[number], held, local + copied)
     twins_bytes = 4 * twins / (replicas if zero == 3 else 1)
@@ -95,7 +97,7 @@ def process_memory(
     once = stage.batch.gradient_accumulation_steps == 1 and (zero or 0) < 2
     backward = (first if once else alone + gradients) + passing
     optimizer = gradients + moving + stepping
-    host, offload = 0.0, stage.parallel.offloading
+    host = 0.0
     if offload.optimizer:
         host = moments + 4 * shard + gradients
         weights, moments = weights - (4 * shard if zero != 3 else 0.0), 0.0
@@ -121,7 +123,14 @@ def _local(size: LayerSize, expert_parallel: int) -> float:
 
 
 def _buffers(
-    zero: int | None, work: ModelWork, sizes: Sequence[LayerSize], local: float, shard: float, replicas: int
+    zero: int | None,
+    work: ModelWork,
+    sizes: Sequence[LayerSize],
+    local: float,
+    shard: float,
+    replicas: int,
+    *,
+    offloads: bool,
 ) -> tuple[float, float, float]:
     """Bytes that are always allocated, those of the backward pass, and those of the optimizer's step."""
     bucket = 4.0 * min(local, work.zero.bucket)
@@ -129,6 +138,9 @@ def _buffers(
         return (4.0 * local if replicas > 1 else 0.0), 0.0, 0.0
     if zero == 0:
         return 0.0, 0.0, 4.0 * min(local, FLATTENED) if replicas > 1 else 0.0
+    if zero == 1 and replicas > 1 and not offloads:
+        # At the end of a step gradients go through one bucket into a flat tensor, from which the optimizer reads them.
+        return 0.0, 0.0, max(bucket, 4.0 * local / BUFFERS) + 4.0 * shard
     if zero < 3:
         # The optimizer reads gradients from one flat tensor, which stage 1 allocates when it needs it.
         return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0

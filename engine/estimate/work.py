@@ -58,6 +58,8 @@ class LayerSize:
         unread_experts: Those in banks of sparse experts that no step reads.
         cast: Those read ones that every use casts to two bytes, experts left out.
         cast_experts: Likewise in banks of sparse experts.
+        rounded: Those of ``cast`` that are trained, and that no momentum twin reads as they are.
+        rounded_experts: Likewise of ``cast_experts``.
     """
 
     trained: int
@@ -73,6 +75,8 @@ class LayerSize:
     unread_experts: int = 0
     cast: int = 0
     cast_experts: int = 0
+    rounded: int = 0
+    rounded_experts: int = 0
 
     @property
     def gathered(self) -> float:
@@ -364,6 +368,8 @@ def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
     trained = [one for _, one in named if one.requires_grad]
     resting = [one for _, one in named if not one.requires_grad]
     cast = [one for one in layer.copies.cast() if not is_unread(one) and one.element_size() == 4]
+    followed = set(map(id, layer.followed_parameters()))
+    rounded = [one for one in cast if one.requires_grad and id(one) not in followed]
     return LayerSize(
         trained=sum(one.numel() for one in trained),
         frozen=sum(one.numel() for one in resting if id(one) not in twins),
@@ -378,6 +384,8 @@ def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
         unread_experts=sum(one.numel() for _, one in named if is_unread(one) and id(one) in shares),
         cast=sum(one.numel() for one in cast if id(one) not in shares),
         cast_experts=sum(one.numel() for one in cast if id(one) in shares),
+        rounded=sum(one.numel() for one in rounded if id(one) not in shares),
+        rounded_experts=sum(one.numel() for one in rounded if id(one) in shares),
     )
 
 

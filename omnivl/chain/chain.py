@@ -141,6 +141,17 @@ class ChainLayer(nn.Module, ABC):
         """The parameters that belong to heads of objectives; by default none."""
         yield from ()
 
+    def twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Every momentum twin, and the module that it follows."""
+        for name, twin in self.named_children():
+            if name.startswith("momentum_"):
+                yield twin, self.get_submodule(name.removeprefix("momentum_"))
+
+    def followed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that momentum twins follow."""
+        for _, online in self.twins():
+            yield from online.parameters()
+
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights were updated: updates momentum twins and the queue."""
 
@@ -239,20 +250,14 @@ class Chain(nn.Module):
 
     def copy_to_twins(self) -> None:
         """Makes every momentum twin equal to the module that it follows, e.g. after weights were loaded."""
-        for layer, twin, online in self._twins():
-            ema_update_(twin, online, 0.0, layer.local_storage)
+        for layer in self.layers:
+            for twin, online in layer.twins():
+                ema_update_(twin, online, 0.0, layer.local_storage)
 
     def followed_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that momentum twins follow: read after each step as they are, without a cast."""
-        for _, _, online in self._twins():
-            yield from online.parameters()
-
-    def _twins(self) -> Iterator[tuple[ChainLayer, nn.Module, nn.Module]]:
-        """Every layer with its momentum twins and the modules that they follow."""
         for layer in self.layers:
-            for name, twin in layer.named_children():
-                if name.startswith("momentum_"):
-                    yield layer, twin, layer.get_submodule(name.removeprefix("momentum_"))
+            yield from layer.followed_parameters()
 
     def encode_visual(self, frames: Tensor | Pictures) -> Tensor:
         """Contrastive embeddings of images or clips.

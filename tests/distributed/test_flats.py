@@ -105,10 +105,14 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert [key for key, weight in wanted["weights"].items() if not torch.equal(got["weights"][key], weight)] == []
 
 
-@pytest.mark.parametrize(("name", "zero_stage"), [("quickstart-twins", 1), (TURNS, 2), ("limoe_tiny-contrastive", 1)])
-def test_the_bits_do_not_depend_on_what_is_sent(run_distributed: Any, name: str, zero_stage: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "zero_stage", "bucket"),
+    [("quickstart-twins", 1, 0), (TURNS, 2, 0), ("limoe_tiny-contrastive", 1, 1000)],  # one buffer, or many
+)
+def test_the_bits_do_not_depend_on_what_is_sent(run_distributed: Any, name: str, zero_stage: int, bucket: int) -> None:
     arguments = {"name": name, "zero_stage": zero_stage}
-    wanted, got = (run_distributed(trained, processes=2, ours=ours, **arguments)[0] for ours in (False, True))
+    wanted = run_distributed(trained, processes=2, ours=False, **arguments)[0]
+    got = run_distributed(trained, processes=2, ours=True, bucket=bucket, **arguments)[0]
     assert_same(got, wanted)
     before, after = wanted["sent"][-1], got["sent"][-1]
     assert "allgather_base bfloat16" not in before
@@ -127,17 +131,13 @@ def test_the_bits_do_not_depend_on_what_is_sent(run_distributed: Any, name: str,
         assert after == before | {kind: after[kind] for kind in after if kind.startswith("allgather")}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_many_buffers_are_as_good_as_one(run_distributed: Any, dtype: str) -> None:
-    arguments = {"name": TURNS, "zero_stage": 1, "communication_dtype": dtype}
-    one = run_distributed(trained, processes=2, ours=True, **arguments)[0]
-    many = run_distributed(trained, processes=2, ours=True, bucket=1000, **arguments)[0]
-    deepspeed = run_distributed(trained, processes=2, ours=False, **arguments)[0]
-    assert_same(one, deepspeed)
-    assert_same(many, deepspeed)
-    sent = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-    size = {"fp32": 4, "bf16": 2}[dtype]
-    assert many["sent"][-1][f"reduce_scatter_base {sent}"] == pytest.approx(size * many["parts"], rel=0.1)
+def test_gradients_may_travel_in_bf16(run_distributed: Any) -> None:
+    arguments = {"name": TURNS, "zero_stage": 1, "communication_dtype": "bf16"}
+    wanted = run_distributed(trained, processes=2, ours=False, **arguments)[0]
+    got = run_distributed(trained, processes=2, ours=True, bucket=1000, **arguments)[0]
+    assert_same(got, wanted)
+    assert got["sent"][-1]["reduce_scatter_base bfloat16"] == pytest.approx(2 * got["parts"], rel=0.1)
+    assert "reduce_scatter_base float32" not in got["sent"][-1]
 
 
 def test_three_replicas_differ_by_rounding(run_distributed: Any) -> None:
@@ -185,7 +185,7 @@ def resumed(zero_stage: int, folder: str) -> dict[str, Any]:
     return {"results": results, "loaded": loaded, "weights": host.full_weights()}
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_what_is_saved_is_exact(run_distributed: Any, tmp_path: Path, zero_stage: int) -> None:
     whole = run_distributed(at_once, processes=2, zero_stage=zero_stage)
     assert whole[0]["rounded"]

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.hosts.zero.sizes import BUFFERS
 from engine.processes.collectives import all_gather_rows, reduce_scatter_rows
 from moe.working import copy_together, used_in
 
@@ -105,7 +106,7 @@ class FlatReduction:
         Args:
             zero: The optimizer, which is not offloaded.
             flats: Its flat tensors.
-            bucket: Elements of the largest buffer.
+            bucket: Elements of the largest buffer, unless there are ``BUFFERS``.
         """
         self._zero, self._flats = zero, flats
         self._sent = [_Sent(flat, bucket) for flat in flats]
@@ -127,16 +128,15 @@ class FlatReduction:
         replicas = dist.get_world_size(self._zero.dp_process_group)  # also of experts of which there are fewer copies
         found = torch.empty_like(flat.own)
         gradients = sent.gradients()
-        for (begin, end), pieces in sent.columns:
+        for columns in sent.columns:
+            begin, end = columns.bounds
             rows = torch.empty(flat.replicas * (end - begin), dtype=found.dtype, device=found.device)
-            places = torch.split(rows, [size for _, _, size in pieces])
-            given = [gradients[span] for span, _, _ in pieces]
-            for place in (place for place, parts in zip(places, given, strict=True) if parts is None):
-                place.zero_()
-            copy_together(
-                [place for place, parts in zip(places, given, strict=True) if parts is not None],
-                [parts[number] for parts, (_, number, _) in zip(given, pieces, strict=True) if parts is not None],
-            )
+            places, given = torch.split(rows, columns.sizes), [gradients[piece] for piece in columns.pieces]
+            without = [place for place, piece in zip(places, given, strict=True) if piece is None]
+            if without:
+                torch._foreach_zero_(without)
+                places = tuple(place for place, piece in zip(places, given, strict=True) if piece is not None)
+            copy_together(places, [piece for piece in given if piece is not None])
             self._scatter(rows.div_(replicas), found[begin:end], flat)
         return _PartGradients(found, sent.own_sizes, padded=sent.own_parameters < len(sent.own_sizes))
 
@@ -153,41 +153,61 @@ class FlatReduction:
             found.copy_(low)
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What lies in one buffer.
+
+    Attributes:
+        bounds: Begin and end of the columns of parts.
+        pieces: By their numbers among all pieces of gradients, row by row.
+        sizes: Of these.
+    """
+
+    bounds: tuple[int, int]
+    pieces: list[int]
+    sizes: list[int]
+
+
 class _Sent:
     """How gradients lie in what is sent.
 
     Attributes:
-        columns: Of each buffer the columns of parts, and what lies in it row by row: the span, the piece of that, and
-            its size.
+        columns: Of each buffer.
         own_sizes: Sizes of the pieces of this replica's part.
         own_parameters: Number of parameters of which it has a piece; less than sizes where it is padded.
     """
 
     def __init__(self, flat: Flat, bucket: int) -> None:
-        self._flat, part = flat, len(flat.own)
-        width = max(1, bucket // flat.replicas)
+        part, spans = len(flat.own), flat.spans()
+        width = max(-(-part // BUFFERS), bucket // flat.replicas)
         bounds = [(begin, min(begin + width, part)) for begin in range(0, part, width)]
         cut = flat.cut([row * part + begin for row in range(flat.replicas) for begin, _ in bounds])
-        self._sizes = [[end - begin for begin, end in pieces] for pieces in cut]
-        self.columns: list[tuple[tuple[int, int], list[tuple[int, int, int]]]] = [(one, []) for one in bounds]
-        for span, pieces in enumerate(cut):
-            for number, (begin, end) in enumerate(pieces):
-                self.columns[begin % part // width][1].append((span, number, end - begin))
+        self._cut = [
+            (parameter, [end - begin for begin, end in pieces])
+            for (parameter, _, _), pieces in zip(spans, cut, strict=True)
+        ]
+        self.columns = [_Columns(one, [], []) for one in bounds]
+        for number, (begin, end) in enumerate(piece for pieces in cut for piece in pieces):
+            columns = self.columns[begin % part // width]
+            columns.pieces.append(number)
+            columns.sizes.append(end - begin)
         first = part * flat.replica
         own = [
             (parameter, min(end, first + part) - max(begin, first))
-            for parameter, begin, end in flat.spans()
+            for parameter, begin, end in spans
             if begin < first + part and end > first
         ]
         self.own_sizes = [size for _, size in own]
         self.own_parameters = sum(parameter is not None for parameter, _ in own)
 
-    def gradients(self) -> list[Sequence[Tensor] | None]:
-        """The pieces of each span's gradient; None where there is no gradient."""
-        found: list[Sequence[Tensor] | None] = []
-        for (parameter, _, _), sizes in zip(self._flat.spans(), self._sizes, strict=True):
-            gradient = None if parameter is None else parameter.grad
-            found.append(None if gradient is None else torch.split(gradient.reshape(-1), sizes))
+    def gradients(self) -> list[Tensor | None]:
+        """All pieces of gradients; None where there is no gradient."""
+        found: list[Tensor | None] = []
+        for parameter, sizes in self._cut:
+            if parameter is None or parameter.grad is None:
+                found += [None] * len(sizes)
+            else:
+                found += torch.split(parameter.grad.reshape(-1), sizes)
         return found
 
 
@@ -231,9 +251,10 @@ class FlatGathers:
         known = {id(one) for one in self._unknown if used_in(one) is not None}
         low = {id(one) for one in self._unknown if used_in(one) == _LOW}
         self._unknown = [one for one in self._unknown if id(one) not in known]
-        if low:
-            self._low |= low
-            self._plans = [_Exact.of(flat, self._low) for flat in self._flats]
+        self._low |= low
+        for number, flat in enumerate(self._flats if low else ()):
+            if low.intersection(map(id, flat.parameters)):
+                self._plans[number] = _Exact.of(flat, self._low)
 
     def is_rounded(self, parameter: nn.Parameter) -> bool:
         """Whether a parameter is rounded now, so that its exact values are those of the parts alone."""

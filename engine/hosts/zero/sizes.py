@@ -22,6 +22,9 @@ _LEAST = 2**22
 _MOST = 50_000_000
 """Elements of a bucket above which a collective is no faster: 200 MB."""
 
+BUFFERS = 8
+"""Buffers at most into which stage 1 copies a group's gradients: in each, every replica's part begins a new piece."""
+
 
 @dataclass(frozen=True)
 class ZeroSizes:

@@ -45,6 +45,17 @@ def test_zero_shards_over_eight(zero: int, per_parameter: float, even_work: Work
     assert memory.weights + memory.gradients + memory.moments == pytest.approx(per_parameter * 10_000_000)
 
 
+def test_zero_1_holds_its_buffer_at_the_end_of_a_step_alone(even_work: Work) -> None:
+    stage = _stage(2, host="zero", zero_stage=1)
+    several, one = (process_memory(stage, even_work(10), replicas=count, expert_parallel=1) for count in (8, 1))
+    # An eighth of the gradients, which is more than a bucket, and the share of the sums; alone it flattens all of them.
+    assert several.buffers == 4 * (10_000_000 / 8 + 10_000_000 / 8) and one.buffers == 4 * 10_000_000
+    assert several.moment == "backward" and several.peak == pytest.approx(
+        several.weights + several.moments + several.twins + several.queue + several.activations + several.gradients
+    )
+    assert one.peak - (several.peak - several.weights - several.moments) - one.weights - one.moments == 4 * 1_000_000
+
+
 def test_offloading_moves_twelve_bytes_and_gradients_to_the_host(even_work: Work) -> None:
     stage = _stage(host="zero", zero_stage=2, offload="optimizer")
     memory = process_memory(stage, even_work(10), replicas=8, expert_parallel=1)

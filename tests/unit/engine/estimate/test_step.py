@@ -73,11 +73,35 @@ def test_zero_1_copies_around_its_collectives(machine: HardwareConfig, even_work
     slow_copies = replace(machine, memory_share=0.5)
     step = estimate_step(_stage(host="zero", zero_stage=1), even_work(4), Cluster(slow_copies, 1, 4))
     trained, share = 4e6, 1e6
-    sent, gathered = 2 * 3 / 4 * 4 * trained, 3 / 4 * 4 * trained
-    # Into the bucket, flattened, divided: 23 bytes, and 16 of the share; then 20 of the share around the optimizer.
-    assert step.exposed[REDUCE] == pytest.approx(sent / 10e9 + (23 * trained + 16 * share) / 50e9)
-    assert step.exposed[OPTIMIZER] == pytest.approx((40 * share + 12 * 2e6) / 100e9 + 20 * share / 50e9)
+    sent, gathered = 3 / 4 * 4 * trained, 3 / 4 * 4 * trained
+    # Into the bucket and divided: 16 bytes, and 12 of the share; then 12 of the share around the optimizer.
+    assert step.exposed[REDUCE] == pytest.approx(sent / 10e9 + (16 * trained + 12 * share) / 50e9)
+    assert step.exposed[OPTIMIZER] == pytest.approx((40 * share + 12 * 2e6) / 100e9 + 12 * share / 50e9)
     assert step.exposed[GATHER] == pytest.approx(gathered / 10e9)
+
+
+@pytest.mark.parametrize(("zero", "offload", "times"), [(1, "none", 1), (1, "optimizer", 2), (2, "none", 2)])
+def test_what_is_summed_where_it_is_moved_is_sent_once(
+    machine: HardwareConfig, even_work: Work, zero: int, offload: str, times: int
+) -> None:
+    stage = _stage(host="zero", zero_stage=zero, offload=offload)
+    reduced = estimate_step(stage, even_work(4), Cluster(machine, 1, 4)).traffic[REDUCE]
+    assert reduced.within == pytest.approx(times * 3 / 4 * 4 * 4e6)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_what_every_use_casts_is_gathered_in_two_bytes(machine: HardwareConfig, even_work: Work, zero: int) -> None:
+    slow_copies, work = replace(machine, memory_share=0.5), even_work(4, experts=400_000)
+    cast = {"rounded": 500_000, "rounded_experts": 300_000}
+    low = replace(work, layers={name: replace(size, **cast) for name, size in work.layers.items()})
+    stage = _stage(host="zero", zero_stage=zero)
+    whole, half = (estimate_step(stage, one, Cluster(slow_copies, 1, 4), expert_parallel=2) for one in (work, low))
+    dense, experts = 3 / 4 * 4e6 * 0.6, 1 / 2 * 4e6 * 0.2  # of experts each process has half, and so has one other
+    assert whole.traffic[GATHER].within == pytest.approx(4 * (dense + experts))
+    spared = 2 * (dense * 500 / 600 + experts * 300 / 400)
+    assert half.traffic[GATHER].within == pytest.approx(4 * (dense + experts) - spared)
+    copied = (10 + 8 / 4) * 4 * (500_000 + 300_000 / 2)
+    assert half.exposed[GATHER] == pytest.approx(whole.exposed[GATHER] - spared / 10e9 + copied / 50e9)
 
 
 def test_gradients_of_more_micro_batches_are_added(machine: HardwareConfig, even_work: Work) -> None:
@@ -152,7 +176,7 @@ def test_experts_trade_four_times(machine: HardwareConfig, even_work: Work) -> N
     assert (traded.within, traded.between) == pytest.approx((4 * 3e6, 4 * 4e6))
     # Of the experts nobody else has a copy; dense parameters are summed over all eight.
     reduced = step.traffic[REDUCE]
-    assert reduced.within + reduced.between == pytest.approx(2 * 7 / 8 * 4 * 500_000)
+    assert reduced.within + reduced.between == pytest.approx(7 / 8 * 4 * 500_000)
 
 
 def test_joined_rows(machine: HardwareConfig, even_work: Work) -> None:

@@ -153,6 +153,13 @@ def test_what_is_gathered_is_what_steps_read() -> None:
     block = sizes["bf16"]["visual_00"]
     assert 0.1 < block.unread / block.elements < 0.5
     assert block.gathered == 2 * (block.elements - block.unread)
+    # Twins follow all that the stage trains but the temperature: nothing is rounded. Without twins all that is cast is.
+    assert all(size.rounded == 0 for layers in sizes.values() for size in layers.values())
+    alone = "stages.spatial.objectives=[{kind: univlc, queue_size: 0}]"
+    stage, tokenizer = _stage("emoji.yaml", "spatial", alone, "parallel.precision=bf16")
+    without = model_work(stage, tokenizer, 2, META).layers
+    assert without["visual_00"].rounded == without["visual_00"].trained > 0
+    assert 0 < without["embed"].rounded < 0.2 * without["embed"].trained
     embed = sizes["bf16"]["embed"]
     assert embed.gathered > 3.5 * (embed.elements - embed.unread)  # words are looked up as they are
 
