@@ -217,6 +217,33 @@ def _colours(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
+def leading_metadata(data: bytes) -> bytes:
+    """The part of a JPEG, PNG or WebP in which its EXIF and XMP can lie, before any pixel is decoded.
+
+    That is all before the first scan of a JPEG, nothing of a WebP whose header declares neither, else the whole file.
+    """
+    match picture_format(data):
+        case "jpeg":
+            return data[: _jpeg_scan(data)]
+        case "webp" if data[12:16] != b"VP8X" or (len(data) > 20 and not data[20] & 0x0C):
+            return b""
+        case _:
+            return data
+
+
+def _jpeg_scan(data: bytes) -> int:
+    """Where the first scan of a JPEG begins; its length where bytes lie between the segments before."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return place
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
+            break  # no segment with a length
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Walks the segments to the start-of-frame one; it can lie behind a long EXIF block."""
     place = 2

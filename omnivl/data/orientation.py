@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from omnivl.data.formats import picture_format
+from omnivl.data.formats import leading_metadata, picture_format
 
 Value = TypeVar("Value", np.uint8, np.uint16, np.bool_)
 
@@ -47,7 +47,10 @@ _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionB
 def picture_orientation(media: bytes) -> int:
     """The EXIF orientation of a JPEG, PNG or WebP, 1 to 8; 1 where it says none or its EXIF cannot be read."""
     reader = _READERS.get(picture_format(media) or "")
-    if reader is None or not any(mark in media for mark in _MARKS):
+    if reader is None:
+        return 1
+    searched = leading_metadata(media)
+    if not any(mark in searched for mark in _MARKS):
         return 1
     try:
         picture = reader(io.BytesIO(media))

@@ -6,6 +6,7 @@ Shapes: T temporal positions (frames, or tubelets where a 3D patch spans several
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,7 @@ def block_mask(random: np.random.Generator, grid: tuple[int, int], probability: 
 
 def _stream(random: np.random.Generator) -> Iterator[float]:
     """Uniform numbers in [0, 1), drawn many at a time because each call into NumPy is slow."""
-    while True:
-        yield from random.random(_DRAWN_AT_ONCE).tolist()
+    return chain.from_iterable(random.random(_DRAWN_AT_ONCE).tolist() for _ in repeat(None))
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +133,11 @@ def over_patches(mask: Mask, grid: tuple[int, int]) -> Mask:
 
 def in_places(mask: Mask, places: int) -> Mask:
     """A mask of the patches that a picture has, bool ``[T, n]``, as one of ``places`` positions; the last are false."""
-    return np.pad(mask, ((0, 0), (0, places - mask.shape[1])))
+    if mask.shape[1] == places:
+        return mask
+    found = np.zeros((len(mask), places), dtype=np.bool_)
+    found[:, : mask.shape[1]] = mask
+    return found
 
 
 def bounded_count(probability: float, size: int) -> int:

@@ -61,6 +61,7 @@ class ShardSource:
             DataError: No sample is left; the message says what the shards hold.
         """
         self._config = config
+        self._takes_media, self._wanted = takes_media(config), wanted_members(config)
         self._shards = tuple(shards)
         if indexes is None:
             with ThreadPoolExecutor(8) as pool:
@@ -124,18 +125,17 @@ class ShardSource:
         where = f"{self._shards[shard]}:{key}"
         descriptor = self._descriptor(shard, where)
         members = {
-            extension: _read_span(descriptor, int(offset), int(size), where)
-            for extension, (offset, size) in zip(TEXT_EXTENSIONS, columns.text[row], strict=True)
+            extension: _read_span(descriptor, offset, size, where)
+            for extension, (offset, size) in zip(TEXT_EXTENSIONS, columns.text[row].tolist(), strict=True)
             if size >= 0
         }
         record = parse_record(members, where)
         media = None
-        if takes_media(self._config):
-            offset, size = columns.media[row]
-            media = _read_span(descriptor, int(offset), int(size), where)
-        wanted = wanted_members(self._config)
-        spans = columns.members_of(row) if wanted else {}
-        named = (name for one in wanted if (name := file_named(one, spans)) is not None)
+        if self._takes_media:
+            offset, size = columns.media[row].tolist()
+            media = _read_span(descriptor, offset, size, where)
+        spans = columns.members_of(row) if self._wanted else {}
+        named = (name for one in self._wanted if (name := file_named(one, spans)) is not None)
         return to_sample(
             record,
             key=key,
