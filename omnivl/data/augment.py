@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.config import AugmentConfig
+from omnivl.data.config import AugmentConfig, Fill
 from omnivl.data.placement import Matrix, Placement, crop_placement, mirror, pixel_map
 from omnivl.data.rand_augment import apply_random_operations
 from omnivl.data.sizes import Size, SizeOf
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""Left, top, width, height in pixels."""
 
 _CROP_DRAWS = 10
 
@@ -39,6 +41,108 @@ class View:
     place: Placement
 
 
+class TrainingDraw:
+    """What the training view of one picture or clip draws: known before it is decoded, so that it need not be in full.
+
+    The view is a random crop, rotated and zoomed, flipped, with changed colours and RandAugment-style operations.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        random: np.random.Generator,
+        *,
+        flip_allowed: bool,
+        kept: NDArray[np.float64] | None = None,
+        stretched: bool = False,
+    ) -> None:
+        """Draws all but the operations, whose number of draws depends on them.
+
+        Args:
+            config: Kinds and ranges of the changes.
+            random: The sample's generator. It must not be used for anything else before ``view`` is called.
+            flip_allowed: Whether the text stays true in a mirror.
+            kept: Boxes ``[N, 4]`` that the crop shows as a whole: left, top, right, bottom as fractions. None: the crop
+                is one of the configured area and ratio.
+            stretched: Whether views of whole pictures are squares, so that ratios of crops are those of their pixels
+                and not relative to the picture's.
+        """
+        self._config, self._random, self._flip_allowed = config, random, flip_allowed
+        self._kept, self._stretched = kept, stretched
+        self._uniforms = random.random(13)  # one call: the number of draws does not depend on the configuration
+        self._box: tuple[Size, tuple[int, int], Box] | None = None
+
+    def reduction(self, width: int, height: int, size: Size) -> float:
+        """By what both sides of a picture may be divided without the view being enlarged.
+
+        Args:
+            width: W.
+            height: H.
+            size: Of the view.
+        """
+        (_, _, wide, high), (across, down) = self._crop(width, height, size), _sides(size)
+        return min(wide / across, high / down) / max(1.0, self._zoom)
+
+    def view(self, pixels: Pixels, size: Size, shrink: int = 1, whole: tuple[int, int] | None = None) -> View:
+        """The view. To be called once.
+
+        Args:
+            pixels: ``[T, H, W, 3]``.
+            size: Of the view. One of whole pictures, with two sides, shows all of them where nothing is cropped.
+            shrink: By what the sides have been divided already; see ``Header.shrink``.
+            whole: (width, height) before that; None for those of ``pixels``.
+        """
+        config, uniforms = self._config, self._uniforms
+        across, down = _sides(size)
+        shape = pixels.shape[2], pixels.shape[1]
+        whole = whole or shape
+        box, extent = self._crop(*whole, size), (float(whole[0]), float(whole[1]))
+        if shape != whole:  # some files can only be decoded in full
+            box, extent = _shrunk(box, shrink, shape), (whole[0] / shrink, whole[1] / shrink)
+        if config.rotate == 0 and config.zoom == (1, 1):
+            left, top, width, height = box
+            view = resize(pixels[:, top : top + height, left : left + width], across, down)
+            place = crop_placement(left, top, width, height, extent)
+        else:
+            view, place = _turned(pixels, (across, down), box, config.fill, self._angle, self._zoom, extent)
+        if self._flip_allowed and uniforms[4] < config.flip:
+            view, place = _mirrored(view), place.then(mirror)
+        gray = uniforms[5] < config.grayscale
+        jitter = uniforms[6] < config.color_probability and (
+            config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
+        )
+        if gray or jitter:
+            view = _change_colours(view, config, 2 * uniforms[7:11] - 1 if jitter else np.zeros(4), gray)
+        if config.rand_augment_operations > 0:
+            magnitude = config.rand_augment_magnitude / 10
+            view, moved = apply_random_operations(view, config.rand_augment_operations, magnitude, self._random)
+            place = place.then(*moved)
+        return View(view, place)
+
+    @property
+    def _angle(self) -> float:
+        """In radians."""
+        return math.radians(self._config.rotate) * float(2 * self._uniforms[11] - 1)
+
+    @property
+    def _zoom(self) -> float:
+        least, most = self._config.zoom
+        return float(least * (most / least) ** self._uniforms[12])
+
+    def _crop(self, width: int, height: int, size: Size) -> Box:
+        """The part of a picture of W x H pixels that the view shows, before rotation and zoom."""
+        if self._box is None or self._box[:2] != (size, (width, height)):
+            if self._kept is not None:
+                box = box_around(width, height, self._kept, self._uniforms[:4])
+            elif not isinstance(size, int) and self._config.crop_scale == (1, 1):
+                box = (0, 0, width, height)
+            else:
+                ratio = 1 if isinstance(size, int) or self._stretched else width / height
+                box = crop_box(width, height, self._config, self._uniforms[:4], ratio)
+            self._box = size, (width, height), box
+        return self._box[2]
+
+
 def training_view(
     pixels: Pixels,
     size: Size,
@@ -49,47 +153,16 @@ def training_view(
     kept: NDArray[np.float64] | None = None,
     stretched: bool = False,
 ) -> View:
-    """Random crop, rotation and zoom, flip, colours and RandAugment-style operations.
+    """The training view of pictures that have been decoded in full; see ``TrainingDraw``."""
+    draw = TrainingDraw(config, random, flip_allowed=flip_allowed, kept=kept, stretched=stretched)
+    return draw.view(pixels, size)
 
-    Args:
-        pixels: ``[T, H, W, 3]``.
-        size: Of the view. One of whole pictures, with two sides, shows all of them where nothing is cropped.
-        config: Kinds and ranges of the changes.
-        random: The sample's generator.
-        flip_allowed: Whether the text stays true in a mirror.
-        kept: Boxes ``[N, 4]`` that the crop shows as a whole: left, top, right, bottom as fractions. None: the crop is
-            one of the configured area and ratio.
-        stretched: Whether views of whole pictures are squares, so that ratios of crops are those of their pixels and
-            not relative to the picture's.
-    """
-    uniforms = random.random(13)  # one call, so that the number of draws does not depend on the configuration
-    across, down = _sides(size)
-    shape = pixels.shape[2], pixels.shape[1]
-    if kept is not None:
-        box = box_around(*shape, kept, uniforms[:4])
-    elif not isinstance(size, int) and config.crop_scale == (1, 1):
-        box = (0, 0, *shape)
-    else:
-        box = crop_box(*shape, config, uniforms[:4], 1 if isinstance(size, int) or stretched else shape[0] / shape[1])
-    if config.rotate == 0 and config.zoom == (1, 1):
-        left, top, width, height = box
-        view = resize(pixels[:, top : top + height, left : left + width], across, down)
-        place = crop_placement(left, top, width, height, shape)
-    else:
-        view, place = _turned(pixels, (across, down), box, config, uniforms[11:13])
-    if flip_allowed and uniforms[4] < config.flip:
-        view, place = _mirrored(view), place.then(mirror)
-    gray = uniforms[5] < config.grayscale
-    jitter = uniforms[6] < config.color_probability and (
-        config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
-    )
-    if gray or jitter:
-        view = _change_colours(view, config, 2 * uniforms[7:11] - 1 if jitter else np.zeros(4), gray)
-    if config.rand_augment_operations > 0:
-        magnitude = config.rand_augment_magnitude / 10
-        view, moved = apply_random_operations(view, config.rand_augment_operations, magnitude, random)
-        place = place.then(*moved)
-    return View(view, place)
+
+def _shrunk(box: Box, shrink: int, shape: tuple[int, int]) -> Box:
+    """The whole pixels that hold a box, of a picture of ``shape`` whose sides have been divided by ``shrink``."""
+    left, top, width, height = box
+    right, bottom = min(-(-(left + width) // shrink), shape[0]), min(-(-(top + height) // shrink), shape[1])
+    return left // shrink, top // shrink, right - left // shrink, bottom - top // shrink
 
 
 def evaluation_view(pixels: Pixels, size: Size, along: float = 0.5) -> View:
@@ -109,6 +182,12 @@ def evaluation_view(pixels: Pixels, size: Size, along: float = 0.5) -> View:
     return View(resize(pixels[:, top : top + side, left : left + side], size, size), place)
 
 
+def evaluation_reduction(width: int, height: int, size: Size) -> float:
+    """By what both sides of a picture may be divided without its ``evaluation_view`` being enlarged."""
+    across, down = _sides(size)
+    return min(width, height) / size if isinstance(size, int) else min(width / across, height / down)
+
+
 def evaluation_placement(width: int, height: int, size: Size | SizeOf, along: float = 0.5) -> Placement:
     """Where the points of a picture of some size are in its ``evaluation_view``."""
     if not isinstance(size, int):
@@ -123,7 +202,7 @@ def _sides(size: Size) -> tuple[int, int]:
 
 def crop_box(
     width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64], own_ratio: float = 1.0
-) -> tuple[int, int, int, int]:
+) -> Box:
     """A random box (left, top, width, height) of the configured area and ratio.
 
     A box that does not fit into the picture is drawn again, ten times at most; then it is the largest one in the middle
@@ -140,27 +219,25 @@ def crop_box(
     Source: ``RandomResizedCrop`` of torchvision, whose distribution this is.
     """
     low, high = config.crop_scale
-    least, most = (own_ratio * ratio for ratio in config.crop_ratio)
+    least, most = own_ratio * config.crop_ratio[0], own_ratio * config.crop_ratio[1]
     again: np.random.Generator | None = None
-    draw = uniforms[:2]
+    *draw, across, down = uniforms.tolist()
     for _ in range(_CROP_DRAWS):
         area = (low + (high - low) * draw[0]) * width * height
         ratio = least * (most / least) ** draw[1]
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            left = int(uniforms[2] * (width - box_width + 1))
-            top = int(uniforms[3] * (height - box_height + 1))
+            left = int(across * (width - box_width + 1))
+            top = int(down * (height - box_height + 1))
             return left, top, box_width, box_height
         again = again or np.random.default_rng(np.asarray(uniforms, dtype=np.float64).view(np.uint64))
-        draw = again.random(2)
+        draw = again.random(2).tolist()
     box_width = min(width, max(1, round(height * most)))
     box_height = min(height, max(1, round(width / least)))
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
-def box_around(
-    width: int, height: int, kept: NDArray[np.float64], uniforms: NDArray[np.float64]
-) -> tuple[int, int, int, int]:
+def box_around(width: int, height: int, kept: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Box:
     """A random box (left, top, width, height) that holds others: each border lies anywhere between theirs and its own.
 
     Args:
@@ -182,22 +259,24 @@ def box_around(
 def _turned(
     pixels: Pixels,
     size: tuple[int, int],
-    box: tuple[int, int, int, int],
-    config: AugmentConfig,
-    uniforms: NDArray[np.float64],
+    box: Box,
+    fill: Fill,
+    angle: float,
+    zoom: float,
+    whole: tuple[float, float],
 ) -> tuple[Pixels, Placement]:
     """A crop turned and zoomed about its middle, by one map between picture and view.
 
     Args:
         pixels: ``[T, H, W, 3]``.
         size: (width, height) of the view.
-        box: Left, top, width, height of the crop.
-        config: Ranges of rotation and zoom, and the fill beyond the border.
-        uniforms: Two numbers in [0, 1): rotation, zoom.
+        box: Of the crop.
+        fill: Pixels beyond the border.
+        angle: In radians.
+        zoom: Factor.
+        whole: (width, height) of the picture in units of a pixel; of a shrunk one, the last pixels may jut out.
     """
     left, top, width, height = box
-    angle = math.radians(config.rotate) * (2 * uniforms[0] - 1)
-    zoom = config.zoom[0] * (config.zoom[1] / config.zoom[0]) ** uniforms[1]
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
     across, down = size
     # The angle is one of the view's pixels, which are no squares of the picture where the crop has another ratio.
@@ -212,13 +291,12 @@ def _turned(
             size,
             dst=target,
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE if config.fill == "edge" else cv2.BORDER_CONSTANT,
+            borderMode=cv2.BORDER_REPLICATE if fill == "edge" else cv2.BORDER_CONSTANT,
             borderValue=(255, 255, 255),
         )
-    picture = pixels.shape[2], pixels.shape[1]
 
     def to_view() -> Matrix:
-        return np.linalg.inv(pixel_map(to_picture, shift, size, picture)).astype(np.float64)
+        return np.linalg.inv(pixel_map(to_picture, shift, size, whole)).astype(np.float64)
 
     return result, Placement((to_view,))
 

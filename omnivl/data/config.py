@@ -12,6 +12,7 @@ CaptionPolicy = Literal["first", "random", "join"]
 FrameSampling = Literal["uniform", "segment"]
 Fill = Literal["edge", "white"]
 StartMethod = Literal["fork", "forkserver", "spawn"]
+Decoder = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ class LoaderConfig:
         prefetch_factor: Micro-batches that each worker (or the thread) keeps ready.
         start_method: How worker processes are started. ``fork`` is unsafe once the process runs threads of its own
             (gloo, CUDA).
+        decode: What decodes JPEGs and videos: the CPU, or the process's GPU by TorchCodec (nvJPEG, NVDEC), which has to
+            be installed. Pixels of both differ a little.
         max_bad_fraction: Share of bad samples above which the run stops.
         min_samples_to_judge: Number of samples from which on that share is checked.
         max_pixels: Pixels per picture or frame above which a sample is refused before it is decoded.
@@ -183,6 +186,7 @@ class LoaderConfig:
     num_workers: Annotated[int, Range(0)] = 0
     prefetch_factor: Annotated[int, Range(1)] = 4
     start_method: StartMethod = "forkserver"
+    decode: Decoder = "cpu"
     max_bad_fraction: Annotated[float, Range(0, 1)] = 0.01
     min_samples_to_judge: Annotated[int, Range(1)] = 200
     max_pixels: Annotated[int, Range(1)] = 40_000_000

@@ -73,7 +73,7 @@ def stream_orientation(media: bytes) -> int:
     """The orientation of a clip, 1 to 8, by its first frame: only frames have their display matrix."""
     with open_container(media) as container:
         stream = container.streams.video[0]
-        frame = next(decoded_frames(container, stream, bounded(stream, MAX_PIXELS)), None)
+        frame = next(decoded_frames(container.demux(stream), stream, bounded(stream, MAX_PIXELS)), None)
         orientation = 1 if frame is None else frame_orientation(frame)
         del frame
     gc.collect(1)  # see display_matrix

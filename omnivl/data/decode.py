@@ -3,8 +3,10 @@
 Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent shows white.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -15,18 +17,71 @@ from torch import Tensor
 from omnivl.data.animated import count_frames, decode_frames
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, may_move, picture_format, picture_size
+from omnivl.data.formats import (
+    MEDIA_EXTENSIONS,
+    PictureFormat,
+    is_clip,
+    is_complete,
+    may_move,
+    picture_format,
+    picture_size,
+)
 from omnivl.data.frames import ChooseFrames, Whole, sample_frames, wanted_frames
-from omnivl.data.jpeg import decode_jpeg
+from omnivl.data.gpu_decode import jpeg_on_gpu
+from omnivl.data.jpeg import SHRINKS, decode_jpeg, in_print_colours
 from omnivl.data.limits import DecodeLimits, check_wanted
-from omnivl.data.orientation import picture_orientation, upright, upright_size
+from omnivl.data.orientation import picture_orientation, turned_size, upright, upright_size
 from omnivl.data.png import still_png
 from omnivl.data.sizes import Size, SizeOf
 from omnivl.data.sources.base import BadSampleError, Sample, naming
-from omnivl.data.transparency import on_white
+from omnivl.data.transparency import bgra_on_white
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
+
+Reduction = Callable[[int, int], float]
+"""By what both sides of a picture, of which (width, height) are given upright, may be divided."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a checked picture says.
+
+    Attributes:
+        kind: Its format.
+        size: (width, height) as it is stored.
+        orientation: 1 to 8; of a picture that may move 1, as its decoder turns it.
+    """
+
+    kind: PictureFormat
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(width, height), upright."""
+        return turned_size(self.size, self.orientation)
+
+    def shrink(self, reduction: Reduction) -> int:
+        """By what the sides are divided when the picture is decoded: one of ``SHRINKS``, of a JPEG alone above 1."""
+        if self.kind != "jpeg":
+            return 1
+        allowed = reduction(*self.shown)
+        return next((one for one in SHRINKS if one <= allowed), 1)
+
+
+def read_header(sample: Sample, limits: DecodeLimits) -> Header:
+    """The header of a picture that has ``media``.
+
+    Raises:
+        BadSampleError: See ``decode_still``.
+    """
+    media = _media(sample)
+    size = check_picture(media, limits, sample.where)
+    kind = picture_format(media)
+    assert kind is not None, "it has been checked"
+    with naming("broken_image", sample.where):
+        return Header(kind, size, 1 if may_move(media) else picture_orientation(media))
 
 
 def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixels:
@@ -43,16 +98,37 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     """
     if sample.frames is not None:
         return sample.frames[:1]
+    header = read_header(sample, limits)
+    shrink = 1 if needed == 0 else header.shrink(lambda width, height: min(width, height) / needed)
+    return decode_shrunk(sample, header, limits, shrink)
+
+
+def decode_shrunk(
+    sample: Sample, header: Header, limits: DecodeLimits, shrink: int, device: str | None = None
+) -> Pixels:
+    """Decodes a picture whose header is known to ``[1, H, W, 3]``.
+
+    Args:
+        sample: With ``media``.
+        header: See ``read_header``.
+        limits: Bounds on the size that the decoder itself finds.
+        shrink: See ``Header.shrink``.
+        device: The GPU that decodes JPEGs, in full; None for the CPU.
+
+    Raises:
+        BadSampleError: ``broken_image`` or ``too_many_pixels``.
+    """
     media = _media(sample)
-    size = check_picture(media, limits, sample.where)
     with naming("broken_image", sample.where):
-        if picture_format(media) == "jpeg":
-            pixels = decode_jpeg(media, needed, limits, sample.where)
+        if header.kind == "jpeg" and device is not None and header.orientation == 1 and not in_print_colours(media):
+            pixels = jpeg_on_gpu(media, device)
+        elif header.kind == "jpeg":
+            pixels = decode_jpeg(media, shrink, limits, sample.where)
         elif may_move(media):
-            return decode_frames(media, size, [0], limits, sample.where)
+            return decode_frames(media, header.size, [0], limits, sample.where)
         else:
             pixels = to_rgb(stored_pixels(media))
-        return upright(pixels[None], picture_orientation(media))
+        return upright(pixels[None], header.orientation)
 
 
 def check_picture(media: bytes, limits: DecodeLimits, where: str) -> tuple[int, int]:
@@ -90,7 +166,13 @@ def stored_pixels(media: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
     return _with_grey_key(pixels, media) if kind == "png" and pixels.ndim == 2 else pixels
 
 
-def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whole: Whole | None = None) -> Pixels:
+def decode_clip(
+    sample: Sample,
+    limits: DecodeLimits,
+    choose: ChooseFrames,
+    whole: Whole | None = None,
+    device: str | None = None,
+) -> Pixels:
     """Decodes the chosen frames of a clip to ``[T, H, W, 3]``; a picture that does not move is a clip of one frame.
 
     Args:
@@ -98,6 +180,7 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whol
         limits: Bounds.
         choose: The frames wanted.
         whole: Whether to decode all frames instead; None for never.
+        device: The GPU that decodes videos; None for the CPU.
 
     Raises:
         BadSampleError: ``broken_video``, ``broken_image``, ``too_many_pixels``, ``too_many_frames`` or
@@ -107,7 +190,7 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whol
         return sample.frames[choose(len(sample.frames))]
     media = _media(sample)
     if picture_format(media) is None:
-        return decode_video(media, sample.where, limits, choose, whole)
+        return decode_video(media, sample.where, limits, choose, whole, device)
     if not is_clip(sample.extension, media):
         picture = decode_still(sample, limits)[0]
         size = (picture.shape[1], picture.shape[0])
@@ -247,5 +330,5 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
     if pixels.shape[2] == 4:
-        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+        return bgra_on_white(cast("Pixels", pixels))
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]

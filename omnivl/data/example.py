@@ -3,20 +3,20 @@
 Shapes: T frames, P pictures of a set, h x w pixels of the view: of one side, or of the picture's own size.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.augment import View, evaluation_view, training_view
+from omnivl.data.augment import TrainingDraw, View, evaluation_reduction, evaluation_view
 from omnivl.data.balance import visual_work
-from omnivl.data.batch import has_visual, is_video
+from omnivl.data.batch import has_visual, is_label, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.decode import decode_clip, decode_still, least_side, still_size
+from omnivl.data.decode import Header, decode_clip, decode_shrunk, read_header, still_size
 from omnivl.data.fields import Field, FieldReader, texts_in
-from omnivl.data.formats import file_named, picture_size
+from omnivl.data.formats import file_named, picture_format, picture_size
 from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
@@ -63,11 +63,11 @@ class PixelCache:
         """Makes an empty cache of at most ``mebibytes`` MiB."""
         self._bound = mebibytes * 2**20
         self._used = 0
-        self._pixels: dict[str, NDArray[np.uint8]] = {}
+        self._pixels: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
-    def get(self, where: str) -> NDArray[np.uint8] | None:
-        """The cached pixels of a sample."""
-        return self._pixels.get(where)
+    def get(self, where: str, shrink: int = 1) -> NDArray[np.uint8] | None:
+        """The cached pixels of a sample, whose sides have been divided by ``shrink``."""
+        return self._pixels.get((where, shrink))
 
     def fits(self, num_bytes: int, source_length: int) -> bool:
         """Whether a sample is kept: a source with this number of samples of this size fits into the bound.
@@ -76,11 +76,11 @@ class PixelCache:
         """
         return num_bytes * source_length <= self._bound and self._used + num_bytes <= self._bound
 
-    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
+    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int, shrink: int = 1) -> None:
         """Keeps ``pixels`` if they fit."""
-        if self.fits(pixels.nbytes, source_length) and where not in self._pixels:
+        if self.fits(pixels.nbytes, source_length) and (where, shrink) not in self._pixels:
             self._used += pixels.nbytes
-            self._pixels[where] = pixels
+            self._pixels[where, shrink] = pixels
 
 
 def _joined(views: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
@@ -134,6 +134,7 @@ class ExampleReader:
         cache: PixelCache | None = None,
         training: bool = True,
         asked: Mapping[str, Field] | None = None,
+        device: str | None = None,
     ) -> None:
         """Describes a reader.
 
@@ -147,14 +148,16 @@ class ExampleReader:
             cache: Cache of decoded pixels.
             training: Random views and texts, shuffled order; else plain ones in the source's own order.
             asked: Types of the fields that objectives ask for.
+            device: The GPU that decodes; None for the CPU.
         """
-        self.config, self.key = config, key
+        self.config, self.key, self._device = config, key, device
         self._source = source
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._sizes, self._is_video = sizes, is_video(config.kind)
         self._size, self._side = sizes.size_of_view(self._is_video), sizes.side(self._is_video)
         self._num_frames = sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
+        self._draws_text = training and (is_label(config.kind) or config.caption != "first")
         self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
@@ -229,7 +232,7 @@ class ExampleReader:
 
     def _finished(self, sample: Sample, position: int) -> Example:
         config = self.config
-        text = choose_text(sample, config, self._texts.at(position) if self._training else None)
+        text = choose_text(sample, config, self._texts.at(position) if self._draws_text else None)
         found = self._fields.read(sample)
         texts = [*([] if text is None else [text]), *texts_in(found)]
         for one in texts:
@@ -263,23 +266,21 @@ class ExampleReader:
                 width, height = size if isinstance(size, tuple) else (self._side, self._side)
                 yield View(np.zeros((1, height, width, 3), dtype=np.uint8), Placement())
                 continue
-            pixels = self._pixels(shown, position, size)
+            draw = None
+            if random is not None:
+                boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
+                draw = TrainingDraw(
+                    self.config.augment, random, flip_allowed=flip, kept=boxes, stretched=self._sizes.stretched
+                )
+            header, shrink = (None, 1) if self._is_video else self._shrink(shown, draw, size)
+            pixels = self._clip(shown, position) if self._is_video else self._still(shown, header, shrink)
             if size is None:
                 assert not isinstance(self._size, int), "only views of whole pictures depend on these"
                 size = self._size(pixels.shape[2], pixels.shape[1])
-            if random is None:
+            if draw is None:
                 yield evaluation_view(pixels, size)
             else:
-                boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
-                yield training_view(
-                    pixels,
-                    size,
-                    self.config.augment,
-                    random,
-                    flip_allowed=flip,
-                    kept=boxes,
-                    stretched=self._sizes.stretched,
-                )
+                yield draw.view(pixels, size, shrink, None if header is None else header.shown)
 
     def _size_of(self, shown: Sample) -> Size | None:
         """The size of a picture's view, see ``still_size``; the picture's own is checked before.
@@ -291,8 +292,31 @@ class ExampleReader:
             self._limits.check_size(picture_size(shown.media) or (0, 0), shown.where)
         return still_size(shown, self._size)
 
-    def _pixels(self, sample: Sample, position: int, size: Size | None) -> NDArray[np.uint8]:
-        """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``, for a view of a size."""
+    def _shrink(self, sample: Sample, draw: TrainingDraw | None, size: Size | None) -> tuple[Header | None, int]:
+        """The header of a JPEG and by what its sides are divided when it is decoded; None and 1 of all else."""
+        if sample.frames is not None or size is None or picture_format(sample.media or b"") != "jpeg":
+            return None, 1
+        header = read_header(sample, self._limits)
+        if self._device is not None:
+            return header, 1  # TorchCodec decodes in full
+        if draw is None:
+            return header, header.shrink(partial(evaluation_reduction, size=size))
+        return header, header.shrink(partial(draw.reduction, size=size))
+
+    def _still(self, sample: Sample, header: Header | None, shrink: int) -> NDArray[np.uint8]:
+        """The decoded picture ``[1, H, W, 3]``."""
+        if sample.frames is not None:
+            return sample.frames[:1]
+        kept = None if self._cache is None else self._cache.get(sample.where, shrink)
+        if kept is None:
+            header = header or read_header(sample, self._limits)
+            kept = decode_shrunk(sample, header, self._limits, shrink, self._device)
+            if self._cache is not None:
+                self._cache.put(sample.where, kept, self._length, shrink)
+        return kept
+
+    def _clip(self, sample: Sample, position: int) -> NDArray[np.uint8]:
+        """The clip's chosen frames ``[T, H, W, 3]``."""
 
         def choose(total: int) -> list[int]:
             random = self._frames.at(position) if self._training else None
@@ -300,23 +324,17 @@ class ExampleReader:
 
         cache = self._cache if sample.frames is None else None
         kept = None if cache is None else cache.get(sample.where)
-        if not self._is_video:
-            if kept is None:
-                kept = decode_still(sample, self._limits, self._needed_side(size))
-                if cache is not None:
-                    cache.put(sample.where, kept, self._length)
-            return kept
         if kept is not None:
             return kept[choose(len(kept))]
         if cache is None:
-            return decode_clip(sample, self._limits, choose)
+            return decode_clip(sample, self._limits, choose, device=self._device)
         whole: list[bool] = []
 
         def fits(total: int, pixels: int) -> bool:
             whole.append(total <= _MAX_CACHED_FRAMES and cache.fits(3 * total * pixels, self._length))
             return whole[0]
 
-        pixels = decode_clip(sample, self._limits, choose, fits)
+        pixels = decode_clip(sample, self._limits, choose, fits, self._device)
         if not whole[0]:
             return pixels
         cache.put(sample.where, pixels, self._length)
@@ -326,17 +344,3 @@ class ExampleReader:
         if label is None:
             return -1
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
-
-    def _needed_side(self, size: Size | None) -> int:
-        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where no side is known to do.
-
-        None is where nothing is known of the view, or the crop depends on a box.
-
-        Pictures of a set may have other ratios than their view: the shorter side of each has to do for the longer one
-        of the view.
-        """
-        if size is None or (self._training and self.config.augment.keep is not None):
-            return 0
-        smallest = self.config.augment.crop_scale[0] if self._training else 1.0
-        side = max(size) if isinstance(size, tuple) and len(self.config.pictures) > 1 else least_side(size)
-        return round(side / math.sqrt(max(smallest, 0.01)))

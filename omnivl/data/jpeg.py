@@ -17,15 +17,21 @@ from omnivl.data.limits import DecodeLimits
 
 _STRAY_AT_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _UNUSUAL = "Could not determine subsampling"  # of the fast decoder, which knows the usual ones
+_PRINT = ("CMYK", "YCCK")
 _SCAN, _END = 0xDA, 0xD9
 
+SHRINKS = (8, 4, 2, 1)
+"""By what the sides of a JPEG can be divided at no cost: libjpeg-turbo has fast inverse transforms of these sizes only.
+Other fractions take longer than the whole picture does."""
 
-def decode_jpeg(media: bytes, needed: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
+
+def decode_jpeg(media: bytes, shrink: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
     """Decodes to RGB ``[H, W, 3]``, as it is stored (not turned).
 
     Args:
         media: The file.
-        needed: Shorter side, in pixels, that is sufficient; 0 decodes in full.
+        shrink: One of ``SHRINKS``: both sides are divided by it and rounded up. Pictures with unusual sampling of
+            colours, and in the colours of print, are decoded in full.
         limits: Bounds on the size as the decoder itself finds it.
         where: For messages.
 
@@ -35,29 +41,40 @@ def decode_jpeg(media: bytes, needed: int, limits: DecodeLimits, where: str) -> 
         OSError: Likewise, where its colours are those of print.
     """
     try:
-        return _decoded(media, needed, limits, where)
+        return _decoded(media, shrink, limits, where)
     except ValueError:
         clean = without_stray_bytes(media)
     try:
-        return _decoded(clean, needed, limits, where)
+        return _decoded(clean, shrink, limits, where)
     except ValueError as error:
         stray = _STRAY_AT_END.search(str(error))
         end = clean.rfind(b"\xff\xd9")
         if stray is not None and end >= 0:
-            return _decoded(clean[: end - int(stray[1])] + clean[end:], needed, limits, where)
+            return _decoded(clean[: end - int(stray[1])] + clean[end:], shrink, limits, where)
         if _UNUSUAL not in str(error):
             raise
         return _by_pillow(clean, limits, where)
 
 
-def _decoded(media: bytes, needed: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
+def in_print_colours(media: bytes) -> bool:
+    """Whether the colours of a JPEG are those of print.
+
+    Raises:
+        ValueError: Its header cannot be read.
+    """
+    return simplejpeg.decode_jpeg_header(media)[2] in _PRINT
+
+
+def _decoded(media: bytes, shrink: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
     height, width, colour, _ = simplejpeg.decode_jpeg_header(media)
     limits.check_size((width, height), where)
     pixels: NDArray[np.uint8]
-    if colour in ("CMYK", "YCCK"):
+    if colour in _PRINT:
         simplejpeg.decode_jpeg(media, colorspace="CMYK")  # raises where Pillow would fill in what is missing
         return _by_pillow(media, limits, where)
-    pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
+    pixels = simplejpeg.decode_jpeg(
+        media, colorspace="RGB", min_height=-(-height // shrink), min_width=-(-width // shrink)
+    )
     return pixels
 
 

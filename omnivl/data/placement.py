@@ -95,7 +95,7 @@ class Placement:
         return found
 
 
-def crop_placement(left: int, top: int, width: int, height: int, picture: tuple[int, int]) -> Placement:
+def crop_placement(left: int, top: int, width: int, height: int, picture: tuple[float, float]) -> Placement:
     """The map of a crop that fills its view.
 
     Args:
@@ -103,13 +103,13 @@ def crop_placement(left: int, top: int, width: int, height: int, picture: tuple[
         top: First row.
         width: Columns.
         height: Rows.
-        picture: (width, height) of the picture in pixels.
+        picture: (width, height) of the picture in pixels; of a shrunk one, the last pixels may jut out.
     """
     across, down = [picture[0] / width, 0.0, -left / width], [0.0, picture[1] / height, -top / height]
     return Placement((lambda: np.array([across, down, [0.0, 0.0, 1.0]]),))
 
 
-def pixel_map(linear: Matrix, shift: Matrix, source: tuple[int, int], target: tuple[int, int]) -> Matrix:
+def pixel_map(linear: Matrix, shift: Matrix, source: tuple[float, float], target: tuple[float, float]) -> Matrix:
     """The map of fractions for a map of pixel numbers, whose points are the middles of pixels.
 
     Args:

@@ -3,7 +3,7 @@
 Shapes: H x W pixels, uint8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import av
 import cv2
@@ -16,9 +16,19 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """``[H, W, 4]``, RGBA, to RGB ``[H, W, 3]``."""
-    colour = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
-    alpha = cv2.cvtColor(rgba[:, :, 3], cv2.COLOR_GRAY2RGB)
-    return cv2.add(cv2.multiply(colour, alpha, scale=1 / 255), cv2.bitwise_not(alpha))  # type: ignore[no-any-return]
+    return _blended(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), rgba)
+
+
+def bgra_on_white(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``[H, W, 4]``, BGRA, to RGB ``[H, W, 3]``."""
+    return _blended(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB), bgra)
+
+
+def _blended(colour: NDArray[np.uint8], with_alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB ``[H, W, 3]`` on white, in place; the alpha is the last channel of ``[H, W, 4]``."""
+    alpha = cv2.cvtColor(cv2.extractChannel(with_alpha, 3), cv2.COLOR_GRAY2RGB)
+    cv2.multiply(colour, alpha, dst=colour, scale=1 / 255)
+    return cv2.add(colour, cv2.bitwise_not(alpha, dst=alpha), dst=colour)  # type: ignore[no-any-return]
 
 
 def frame_on_white(frame: "av.VideoFrame") -> NDArray[np.uint8]:
@@ -34,13 +44,13 @@ def frame_on_white(frame: "av.VideoFrame") -> NDArray[np.uint8]:
 
 
 def decoded_frames(
-    container: "av.container.InputContainer", stream: "av.VideoStream", options: dict[str, str]
+    packets: Iterable["av.Packet"], stream: "av.VideoStream", options: dict[str, str]
 ) -> Iterator["av.VideoFrame"]:
-    """All frames from where the container stands, with their alpha.
+    """All frames of some packets, with their alpha.
 
     Args:
-        container: The open file.
-        stream: Its pictures.
+        packets: In the order of the file, the empty one at its end included.
+        stream: To which they belong.
         options: Of the decoder.
     """
     codec = stream.codec_context
@@ -48,11 +58,12 @@ def decoded_frames(
     if name is None:
         if not codec.is_open:
             codec.options = options
-        yield from container.decode(stream)
+        for packet in packets:
+            yield from packet.decode()
         return
     decoder = av.CodecContext.create(name, "r")
     decoder.extradata = codec.extradata
     decoder.options = options
     decoder.thread_count = 1
-    for packet in container.demux(stream):
+    for packet in packets:
         yield from decoder.decode(packet)

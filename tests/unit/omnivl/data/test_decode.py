@@ -18,10 +18,19 @@ from PIL import Image, ImageOps
 from omnivl.data import limits
 from omnivl.data.config import LoaderConfig
 from omnivl.data.decode import decode_clip, decode_still, evaluation_frames
-from omnivl.data.formats import frame_durations, is_animated, is_complete, picture_format, picture_size
+from omnivl.data.formats import (
+    frame_durations,
+    is_animated,
+    is_complete,
+    leading_metadata,
+    picture_format,
+    picture_size,
+)
 from omnivl.data.inspect_media import media_facts
 from omnivl.data.limits import DecodeLimits
+from omnivl.data.orientation import picture_orientation
 from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.transparency import decoded_frames
 
 LIMITS = DecodeLimits()
 
@@ -171,8 +180,9 @@ def test_unknown_extensions_are_refused():
 @pytest.mark.parametrize(
     ("name", "codec"), [("mp4", "mpeg4"), ("avi", "mpeg4"), ("matroska", "mpeg4"), ("mp4", "libx264")]
 )
-@pytest.mark.parametrize("gop", [1, 6, 100])
-def test_video_frames_are_the_right_ones(name, codec, gop):
+@pytest.mark.parametrize(("gop", "most_kept"), [(1, 2**26), (6, 2**26), (6, 0), (100, 2**26)])
+def test_video_frames_are_the_right_ones(monkeypatch, name, codec, gop, most_kept):
+    monkeypatch.setattr("omnivl.data.video._MOST_KEPT", most_kept)
     media = video(60, gop, name=name, codec=codec)
     seen: list[int] = []
 
@@ -186,15 +196,18 @@ def test_video_frames_are_the_right_ones(name, codec, gop):
     assert numbers(pixels) == [0, 3, 3, 17, 40, 59]
 
 
+@pytest.mark.parametrize("most_kept", [0, 2**26])
 @pytest.mark.parametrize("name", ["mp4", "mpegts"])
-def test_open_groups_of_pictures(name):
+def test_open_groups_of_pictures(monkeypatch, name, most_kept):
     """Frames shown before a key frame may need the group before it."""
+    monkeypatch.setattr("omnivl.data.video._MOST_KEPT", most_kept)
     media = video(60, 8, name=name, codec="libx264", **{"x264-params": "open-gop=1:bframes=4"})
     assert numbers(decode_clip(sample(media, "mpg"), LIMITS, lambda total: [7, 22, 45, 58])) == [7, 22, 45, 58]
 
 
 def test_a_jump_that_goes_too_far_is_made_good(monkeypatch):
     """The second frame wanted is overshot by the jump: decoding starts over and counts."""
+    monkeypatch.setattr("omnivl.data.video._MOST_KEPT", 0)  # the packets of a long clip are searched in the file
     media = video(60, 6)
     jumps: list[int] = []
     original = av.container.InputContainer.seek
@@ -222,31 +235,18 @@ def test_a_jump_that_goes_too_far_is_made_good(monkeypatch):
     assert len(jumps) == 1, "the second reading does not jump"
 
 
-def test_only_frames_near_the_wanted_ones_are_decoded(monkeypatch):
+@pytest.mark.parametrize("most_kept", [0, 2**20])
+def test_only_frames_near_the_wanted_ones_are_decoded(monkeypatch, most_kept):
     media = video(60, 5)
     decoded: list[int] = []
-    original = av.container.InputContainer.decode
 
-    class Counting:
-        def __init__(self, container):
-            self._container = container
+    def counted(*arguments):
+        for frame in decoded_frames(*arguments):
+            decoded.append(1)
+            yield frame
 
-        def __getattr__(self, name):
-            return getattr(self._container, name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self._container.close()
-
-        def decode(self, stream):
-            for frame in original(self._container, stream):
-                decoded.append(1)
-                yield frame
-
-    opened = av.open
-    monkeypatch.setattr(av, "open", lambda *args, **options: Counting(opened(*args, **options)))
+    monkeypatch.setattr("omnivl.data.video.decoded_frames", counted)
+    monkeypatch.setattr("omnivl.data.video._MOST_KEPT", most_kept)
     pixels = decode_clip(sample(media, "mp4"), LIMITS, lambda total: [2, 31, 57])
     assert numbers(pixels) == [2, 31, 57]
     # 0..2, then from the key frames 30 and 55: 3 + 2 + 3 frames, and a few that the codec delivers late
@@ -392,6 +392,25 @@ def test_pictures_are_shown_upright(name, orientation):
     pixels = decode_still(sample(media, {"JPEG": "jpg"}.get(name, name.lower())), LIMITS)[0]
     assert pixels.shape == wanted.shape
     assert np.abs(pixels - wanted).mean() < 2
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+def test_exif_is_searched_where_it_can_lie_alone(name):
+    exif = Image.Exif()
+    exif[274] = 6
+    turned, plain = pillow(name, exif=exif), pillow(name)
+    assert picture_orientation(turned) == 6
+    assert picture_orientation(plain) == 1
+    if name == "JPEG":
+        scan = plain.index(b"\xff\xda")
+        assert leading_metadata(plain) == plain[:scan]
+        assert leading_metadata(plain[:scan] + b"\0" + plain[scan:]) == plain[:scan] + b"\0" + plain[scan:]
+    if name == "WEBP":
+        assert leading_metadata(plain) == b""
+        file = io.BytesIO()
+        Image.new("RGBA", (4, 4), (1, 2, 3, 0)).save(file, name, lossless=False)
+        assert file.getvalue()[12:16] == b"VP8X"
+        assert leading_metadata(file.getvalue()) == b""
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])

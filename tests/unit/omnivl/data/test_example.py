@@ -6,14 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
+from omnivl.data.augment import TrainingDraw
 from omnivl.data.config import AugmentConfig, DataEntryConfig
-from omnivl.data.decode import decode_still
-from omnivl.data.example import ExampleReader
+from omnivl.data.decode import Header, decode_shrunk
+from omnivl.data.example import ExampleReader, PixelCache
 from omnivl.data.fields import Field
+from omnivl.data.jpeg import SHRINKS
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.inference.pictures import PictureSet
+from omnivl.randomness import Streams
 
 NATIVE = InputSizes(
     image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6, native=True
@@ -32,17 +35,19 @@ def reader(sizes: InputSizes = NATIVE, pictures: tuple[str, ...] = (), *, traini
     return ExampleReader(config, None, sizes, key="k", seed=0, limits=DecodeLimits(), training=training)
 
 
-def decoded(monkeypatch: pytest.MonkeyPatch, made: ExampleReader, sample: Sample) -> list[tuple[int, int]]:
+def decoded(
+    monkeypatch: pytest.MonkeyPatch, made: ExampleReader, sample: Sample, position: int = 0
+) -> list[tuple[int, int]]:
     """(width, height) to which the pictures of a sample are decoded."""
     sizes = []
 
-    def kept(shown: Sample, limits: DecodeLimits, needed: int = 0) -> np.ndarray:
-        pixels = decode_still(shown, limits, needed)
+    def kept(shown: Sample, header: Header, limits: DecodeLimits, shrink: int) -> np.ndarray:
+        pixels = decode_shrunk(shown, header, limits, shrink)
         sizes.append((pixels.shape[2], pixels.shape[1]))
         return pixels
 
-    monkeypatch.setattr("omnivl.data.example.decode_still", kept)
-    made.finish(sample, 0)
+    monkeypatch.setattr("omnivl.data.example.decode_shrunk", kept)
+    made.finish(replace(sample, captions=("a cat",)), position)
     return sizes
 
 
@@ -55,12 +60,39 @@ def test_each_picture_of_a_set_is_decoded_as_large_as_the_first_ones_view_needs(
     both = ("0", "1")
     assert NATIVE.native_size(False, 2400, 300) == (184, 16)
     sizes = decoded(monkeypatch, reader(pictures=both), pair((2400, 300), (300, 2400)))
-    assert sizes[1] == (188, 1500), "five eighths: 16 columns would be too few for 184"
+    assert sizes[1] == (300, 2400), "half would be too few columns for 184"
     sizes = decoded(monkeypatch, reader(pictures=both), pair((2400, 300), (1600, 1600)))
     assert sizes[1] == (200, 200), "a large one is still decoded at an eighth"
-    # a crop may be a quarter of a picture, half of each side
-    sizes = decoded(monkeypatch, reader(pictures=both, training=True), pair((2400, 300), (1600, 1600)))
-    assert sizes[1] == (400, 400)
+
+
+@pytest.mark.parametrize("sizes", [NATIVE, SQUARES])
+def test_in_training_a_picture_is_decoded_at_the_scale_of_its_own_crop(monkeypatch, sizes):
+    made, seen = reader(sizes, training=True), set()
+    size = (64, 64) if sizes.native else 64
+    for position in range(30):
+        random = Streams(0, "k", "augment").at(position)
+        draw = TrainingDraw(made.config.augment, random, flip_allowed=True)
+        allowed = draw.reduction(1000, 1000, size)
+        ((width, height),) = decoded(monkeypatch, made, Sample("k", "w", jpeg(1000, 1000), "jpg"), position)
+        shrink = round(1000 / width)
+        assert width == height and shrink in SHRINKS
+        assert shrink <= allowed and (shrink == 8 or 2 * shrink > allowed)
+        seen.add(shrink)
+    assert seen == {4, 8}, "crops of half to all of a side, 500 to 1000 pixels, for 64"
+
+
+def test_views_of_one_position_do_not_depend_on_the_cache():
+    shown = [Sample("k", f"w{number}", jpeg(600, 400), "jpg", captions=("a",)) for number in range(2)]
+    config = DataEntryConfig("s", "image_text", augment=AugmentConfig(crop_scale=(0.1, 1.0)))
+
+    def made(cache: PixelCache | None) -> ExampleReader:
+        return ExampleReader(config, None, SQUARES, key="k", seed=0, limits=DecodeLimits(), cache=cache)
+
+    with_cache, plain = made(PixelCache(1000)), made(None)
+    for position in range(40):
+        sample = shown[position % 2]
+        expected = plain.finish(sample, position).pictures
+        assert np.array_equal(with_cache.finish(sample, position).pictures, expected)
 
 
 def test_a_picture_alone_is_decoded_at_the_shorter_side_of_its_view(monkeypatch):
@@ -85,12 +117,11 @@ def test_a_picture_is_checked_before_its_size_is_used(monkeypatch, member):
     assert caught.value.rejection.where == ("w.0.png" if member else "w")
 
 
-def test_a_crop_that_keeps_a_box_shows_it_whole_and_decodes_in_full(monkeypatch):
+def test_a_crop_that_keeps_a_box_shows_it_whole():
     config = DataEntryConfig("s", "image_text", fields={"box": "box"}, augment=AugmentConfig(keep="box", flip=0))
     asked = {"box": Field("boxes")}
     made = ExampleReader(config, None, SQUARES, key="k", seed=0, limits=DecodeLimits(), asked=asked)
     sample = Sample("k", "s.tar:k", jpeg(600, 400), "jpg", captions=("a",), meta={"box": [0.1, 0.5, 0.2, 0.9]})
-    assert decoded(monkeypatch, made, sample) == [(600, 400)]
     for position in range(40):
         placed = made.finish(sample, position).fields["box"]
         assert placed.present.all()

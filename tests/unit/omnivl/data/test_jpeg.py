@@ -8,7 +8,7 @@ from PIL import Image
 
 from omnivl.data.decode import decode_still
 from omnivl.data.formats import picture_size
-from omnivl.data.jpeg import without_stray_bytes
+from omnivl.data.jpeg import SHRINKS, decode_jpeg, without_stray_bytes
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError, Sample
 
@@ -75,6 +75,19 @@ def test_a_cut_file_is_refused(mode, options, end, share):
         with pytest.raises(BadSampleError) as caught:
             decoded(media)
         assert caught.value.rejection.cause == "broken_image"
+
+
+@pytest.mark.parametrize("shrink", SHRINKS)
+def test_sides_are_divided_and_rounded_up(shrink):
+    """By nothing else: other fractions, which libjpeg has as well, take longer than the whole picture."""
+    shades = np.linspace(0, 255, 301 * 517 * 3).reshape(301, 517, 3).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(shades).save(file, "JPEG")
+    pixels = decode_jpeg(file.getvalue(), shrink, LIMITS, "s")
+    assert pixels.shape == (-(-301 // shrink), -(-517 // shrink), 3)
+    for needed in (301 // shrink, 301 // shrink - 10):
+        assert decoded(file.getvalue(), needed).shape == pixels.shape
+    assert decoded(file.getvalue(), 301 // shrink + 1).shape[0] == {8: 76, 4: 151}.get(shrink, 301)
 
 
 def test_unusual_sampling_of_colours_is_read():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omnivl.data.augment import evaluation_view, training_view
+from omnivl.data.augment import TrainingDraw, evaluation_view, training_view
 from omnivl.data.config import AugmentConfig
 from omnivl.data.placement import Placement, crop_placement, mirror
 from omnivl.data.rand_augment import WARPS, apply_operation
@@ -100,6 +100,29 @@ def test_what_is_painted_is_seen_where_box_and_mask_say(change, stretched, seed)
         rows, columns = np.nonzero(moved)
         outer = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 64
         np.testing.assert_allclose(boxes[0], outer, atol=1.1 / 64)
+
+
+@pytest.mark.parametrize("change", [{}, {"rotate": 25.0, "zoom": (0.7, 1.2)}])
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shrunk_picture_is_seen_as_the_whole_one(change, shrink, seed):
+    """Its sides are no multiples, so that its last pixels stand for less."""
+    whole = (1203, 901)
+    across = np.linspace(0, 255, whole[0])[None, :, None] * np.array([1.0, 0.0, 0.0])
+    down = np.linspace(0, 255, whole[1])[:, None, None] * np.array([0.0, 1.0, 0.0])
+    pixels = np.rint(across + down).astype(np.uint8)[None]
+    smaller = pixels[:, shrink // 2 :: shrink, shrink // 2 :: shrink]
+    lacking = [-(-side // shrink) - got for side, got in zip(whole[::-1], smaller.shape[1:3], strict=True)]
+    smaller = np.pad(smaller, ((0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)), "edge")
+    config = AugmentConfig(crop_scale=(0.5, 1.0), flip=0.5, **change)
+    views = []
+    for shown, by in ((pixels, 1), (smaller, shrink)):
+        draw = TrainingDraw(config, np.random.default_rng(seed), flip_allowed=True)
+        views.append(draw.view(shown, 64, by, whole))
+    first, second = (view.pixels.astype(int) for view in views)
+    assert np.abs(first - second).max() <= 2 + 255 * shrink / 900, "by a pixel of the smaller one at most"
+    box = np.array([[0.3, 0.3, 0.6, 0.6]])
+    np.testing.assert_allclose(views[0].place.boxes(box)[0], views[1].place.boxes(box)[0], atol=2 * shrink / 600)
 
 
 @pytest.mark.parametrize("name", list(WARPS))

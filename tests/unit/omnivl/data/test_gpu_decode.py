@@ -1,0 +1,119 @@
+"""Decoding on a GPU: what is refused where it cannot be, and the pixels of the CPU where it can."""
+
+import importlib.util
+from importlib import metadata
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from media_files import clip, oriented, saved
+
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.example import ExampleReader
+from omnivl.data.gpu_decode import frames_on_gpu, gpu_for_decoding, jpeg_on_gpu
+from omnivl.data.jpeg import decode_jpeg
+from omnivl.data.limits import DEFAULT_LIMITS
+from omnivl.data.sizes import InputSizes
+from omnivl.data.sources.base import Sample
+from omnivl.data.video import decode_video
+from omnivl.errors import DataError
+
+SIZES = InputSizes(image_size=32, video_size=32, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
+
+INSTALLED = importlib.util.find_spec("torchcodec") is not None
+needs_gpu_decoding = pytest.mark.skipif(
+    not (INSTALLED and torch.cuda.is_available()), reason="needs TorchCodec and a CUDA device"
+)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, version: str, cuda: bool) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+
+
+def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
+    remedy = "`pip install 'torchcodec>=0.16'` (built for the CUDA of the installed torch), or set loader.decode to cpu"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError) as missing:
+        gpu_for_decoding("spawn", 2)
+    assert str(missing.value) == (f"loader.decode: got gpu, which needs TorchCodec, and it is not installed; {remedy}")
+    installed(monkeypatch, "0.9.1+cu130", cuda=True)
+    with pytest.raises(DataError) as old:
+        gpu_for_decoding("spawn", 2)
+    assert str(old.value) == (f"loader.decode: got gpu, and TorchCodec 0.9.1+cu130; allowed 0.16 and later; {remedy}")
+    installed(monkeypatch, "0.16.0", cuda=False)
+    with pytest.raises(DataError) as none:
+        gpu_for_decoding("spawn", 2)
+    assert str(none.value) == (
+        "loader.decode: got gpu, and torch finds no CUDA device; allowed on machines with one; set it to cpu"
+    )
+    installed(monkeypatch, "1.0.0", cuda=True)
+    with pytest.raises(DataError) as forked:
+        gpu_for_decoding("fork", 2)
+    assert str(forked.value) == (
+        "loader.decode: got gpu with loader.start_method fork: a forked process cannot use CUDA; "
+        "allowed forkserver and spawn"
+    )
+    assert gpu_for_decoding("fork", 0) == gpu_for_decoding("spawn", 2) == "cuda:3"
+
+
+@pytest.mark.parametrize(
+    ("media", "extension", "kind", "on_gpu"),
+    [
+        (saved("JPEG"), "jpg", "image", True),
+        (oriented("JPEG", 6), "jpg", "image", False),
+        (saved("JPEG", "CMYK"), "jpg", "image", False),
+        (saved("PNG"), "png", "image", False),
+        (clip(), "mp4", "video", True),
+        (clip(turn=(90, False)), "mp4", "video", False),
+        (clip(turn=(0, True)), "mp4", "video", False),
+        (clip("mov", "qtrle", "argb"), "mov", "video", False),
+    ],
+)
+def test_the_gpu_gets_what_it_shows_as_the_cpu_does(monkeypatch, media, extension, kind, on_gpu):
+    sent: list[str] = []
+
+    def picture(media: bytes, device: str) -> np.ndarray:
+        sent.append(device)
+        return decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
+
+    def frames(media: bytes, wanted: list[int], device: str) -> np.ndarray:
+        sent.append(device)
+        return decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
+
+    monkeypatch.setattr("omnivl.data.decode.jpeg_on_gpu", picture)
+    monkeypatch.setattr("omnivl.data.video.frames_on_gpu", frames)
+    made = [
+        ExampleReader(
+            DataEntryConfig("s", kind), None, SIZES, key="k", seed=0, limits=DEFAULT_LIMITS, device=device
+        ).finish(Sample("k", "s:k", media, extension), 0)
+        for device in (None, "cuda:1")
+    ]
+    assert sent == (["cuda:1"] if on_gpu else [])
+    assert np.array_equal(made[0].pictures, made[1].pictures)
+
+
+@needs_gpu_decoding
+def test_pixels_of_a_jpeg_are_those_of_the_cpu():
+    shades = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    smooth = cv2.resize(shades, (320, 240), interpolation=cv2.INTER_CUBIC)
+    media = cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    expected = decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
+    found = jpeg_on_gpu(media, "cuda")
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.mean() < 1 and difference.max() < 16
+
+
+@needs_gpu_decoding
+def test_frames_of_a_clip_are_those_of_the_cpu():
+    media = clip()
+    wanted = [0, 3, 3, 11]
+    expected = decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
+    found = frames_on_gpu(media, wanted, "cuda")
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).mean() < 4
+    assert np.array_equal(decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted, device="cuda"), found)
