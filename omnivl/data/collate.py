@@ -4,7 +4,7 @@ Shapes: B samples, T frames, h x w pixels, N patches of a frame, L text position
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from omnivl.data.batch import Batch, DataKind, has_text, has_visual, is_video
 from omnivl.data.example import Example
 from omnivl.data.field_tensors import collate_fields
 from omnivl.data.fields import Field
+from omnivl.data.ring import new_shared
 from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import Tokenizer
 
@@ -27,6 +28,9 @@ STRIDE = 16
 
 PATCH_STRIDE = 8
 """As ``STRIDE``, for patches of a frame."""
+
+EmptyFrames = Callable[[tuple[int, ...]], Tensor]
+"""Gives memory for the frames of a batch of some shape, uint8."""
 
 
 class Prepare(Protocol):
@@ -66,6 +70,7 @@ class Collator:
         entry: str,
         step: int,
         fields: Mapping[str, Field] | None = None,
+        empty: EmptyFrames | None = None,
     ) -> Batch:
         """A batch with ``prepared`` filled in.
 
@@ -75,12 +80,18 @@ class Collator:
             entry: Key of the data entry, part of the random keys.
             step: Optimizer step, for weight schedules.
             fields: Types of the examples' fields.
+            empty: Memory for the frames; None for new memory.
         """
-        batch = self.plain(examples, kind, entry, fields)
+        batch = self.plain(examples, kind, entry, fields, empty)
         return batch if self._prepare is None else replace(batch, prepared=self._prepare(batch, entry, step))
 
     def plain(
-        self, examples: Sequence[Example], kind: DataKind, entry: str = "", fields: Mapping[str, Field] | None = None
+        self,
+        examples: Sequence[Example],
+        kind: DataKind,
+        entry: str = "",
+        fields: Mapping[str, Field] | None = None,
+        empty: EmptyFrames | None = None,
     ) -> Batch:
         """A batch without ``prepared``, e.g. for evaluation; see ``collate``."""
         texts = tuple(example.text for example in examples if example.text is not None)
@@ -92,7 +103,8 @@ class Collator:
             token_ids = token_ids[:, : STRIDE * math.ceil(longest / STRIDE)]
         kept = [example.fields for example in examples]
         pictures = [example.pictures for example in examples if example.pictures is not None]
-        frames, grids = self._frames(pictures, is_video(kind)) if has_visual(kind) else (None, None)
+        room = empty or new_frames
+        frames, grids = self._frames(pictures, is_video(kind), room) if has_visual(kind) else (None, None)
         batch = Batch(
             kind=kind,
             frames=frames,
@@ -108,31 +120,41 @@ class Collator:
         batch.check()
         return batch
 
-    def _frames(self, pictures: Sequence[Pixels], clips: bool) -> tuple[Tensor, Tensor | None]:
+    def _frames(self, pictures: Sequence[Pixels], clips: bool, empty: EmptyFrames) -> tuple[Tensor, Tensor | None]:
         """The pixels of a batch, and the rows and columns of their patches where they keep their sizes."""
         if not self._sizes.native:
-            return _frames(pictures), None
+            return _frames(pictures, empty), None
         rows, columns = self._sizes.grid(clips)
-        return in_strips(pictures, self._sizes.patch_size, None if self._trims else rows * columns)
+        return in_strips(pictures, self._sizes.patch_size, None if self._trims else rows * columns, empty)
 
 
-def _frames(pictures: Sequence[Pixels]) -> Tensor:
+def most_frame_bytes(sizes: InputSizes, clips: bool, count: int) -> int:
+    """The bytes of the pixels of ``count`` pictures, or frames of clips, at most."""
+    rows, columns = sizes.grid(clips)
+    patches = PATCH_STRIDE * math.ceil(rows * columns / PATCH_STRIDE)
+    return 3 * count * max(sizes.side(clips) ** 2, patches * sizes.patch_size**2 if sizes.native else 0)
+
+
+def _frames(pictures: Sequence[Pixels], empty: EmptyFrames) -> Tensor:
     """The pixels of pictures of one size, uint8 ``[B, T, 3, h, w]``."""
     first = pictures[0]
-    frames = _empty_frames((len(pictures), len(first), 3, *first.shape[1:3]))
+    frames = empty((len(pictures), len(first), 3, *first.shape[1:3]))
     for row, own in zip(frames.numpy(), pictures, strict=True):
         for picture, planes in zip(own, row, strict=True):
             cv2.split(picture, list(planes))  # writes the planes in place, twice as fast as a transposed copy
     return frames
 
 
-def in_strips(pictures: Sequence[Pixels], patch: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+def in_strips(
+    pictures: Sequence[Pixels], patch: int, most: int | None = None, empty: EmptyFrames | None = None
+) -> tuple[Tensor, Tensor]:
     """The patches of pictures of different sizes side by side, row by row.
 
     Args:
         pictures: ``[T, h, w, 3]`` each; h and w are multiples of ``patch``.
         patch: Side of a patch in pixels.
         most: N; None: those of the largest, rounded up to ``PATCH_STRIDE``.
+        empty: Memory for the frames; None for new memory.
 
     Returns:
         uint8 ``[B, T, 3, patch, N * patch]``, and the rows and columns of each, int64 ``[B, 2]``.
@@ -140,7 +162,7 @@ def in_strips(pictures: Sequence[Pixels], patch: int, most: int | None = None) -
     grids = np.array([[one.shape[1] // patch, one.shape[2] // patch] for one in pictures], dtype=np.int64)
     if most is None:
         most = PATCH_STRIDE * math.ceil(int(grids.prod(axis=1).max()) / PATCH_STRIDE)
-    frames = _empty_frames((len(pictures), len(pictures[0]), 3, patch, most * patch))
+    frames = (empty or new_frames)((len(pictures), len(pictures[0]), 3, patch, most * patch))
     for row, own in zip(frames.numpy(), pictures, strict=True):
         down, across = own.shape[1] // patch, own.shape[2] // patch
         length = down * across * patch
@@ -157,12 +179,6 @@ def from_strip(frames: Tensor, grid: tuple[int, int]) -> Tensor:
     return strip.permute(0, 1, 3, 2, 4, 5).reshape(times, 3, rows * patch, columns * patch)
 
 
-def _empty_frames(shape: tuple[int, ...]) -> Tensor:
-    """Memory for a batch's frames, uint8; in a data worker shared memory, through which they are sent.
-
-    torch's own ``default_collate`` gets its memory in the same way.
-    """
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+def new_frames(shape: tuple[int, ...]) -> Tensor:
+    """Memory for a batch's frames, uint8; in a data worker shared memory, through which they are sent."""
+    return torch.empty(shape, dtype=torch.uint8) if get_worker_info() is None else new_shared(shape)

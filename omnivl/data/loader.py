@@ -20,13 +20,14 @@ from typing import Any, Self
 
 import torch
 
-from omnivl.data.batch import Batch, DataKind
-from omnivl.data.collate import Collator, Prepare
+from omnivl.data.batch import Batch, DataKind, has_visual, is_video
+from omnivl.data.collate import Collator, Prepare, most_frame_bytes
 from omnivl.data.config import DataEntryConfig, LoaderConfig, entry_keys
 from omnivl.data.fields import Field
 from omnivl.data.mixture import Mixture
 from omnivl.data.prefetch import in_thread
 from omnivl.data.quarantine import Quarantine
+from omnivl.data.ring import Ring
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import Source
@@ -38,6 +39,9 @@ from omnivl.errors import DataError
 
 _LONGEST_SOCKET = 107
 """Bytes of the path of a Unix socket."""
+
+_HELD = 2
+"""Batches of one worker that the training process is taken to hold at once."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Loader:
         self.entries = tuple(entries)
         self.keys = entry_keys(entries)
         self._config, self._micro_batch_size, self._prepare = loader_config, micro_batch_size, prepare
+        self._sizes = sizes
         self._accumulation, self._replica, self._replicas = gradient_accumulation_steps, replica, replicas
         self.mixture = Mixture([entry.weight for entry in entries], seed)
         self.quarantine = Quarantine(
@@ -170,7 +175,7 @@ class Loader:
         for result in self._running:
             if isinstance(result, Failure):
                 raise DataError(result.message)
-            batch = result.unpack()
+            batch = result.unpack(self._maker.ring)
             self.quarantine.record(batch.size, result.rejections)
             self.state = self._after(self.state)
             if result.shard is not None:
@@ -250,6 +255,7 @@ class Loader:
 
     def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
+        self._maker.ring = self._new_ring()
         # Made before the workers, which then have their sockets in it too: whoever removes it removes theirs.
         _refuse_long(multiprocessing.util.get_temp_dir())
         gc.collect()  # a forked worker that frees what libav's threads belong to waits for them for ever
@@ -268,6 +274,14 @@ class Loader:
             generator=torch.Generator(),  # the global one must not move when workers start
         )
         yield from loader
+
+    def _new_ring(self) -> Ring | None:
+        """Memory for the frames that workers send; None where there are none."""
+        count, sizes = self._micro_batch_size, self._sizes
+        shown = [entry for entry in self.entries if has_visual(entry.kind)]
+        sent = (most_frame_bytes(sizes, is_video(one.kind), count * one.num_frames(sizes.num_frames)) for one in shown)
+        slots = self._config.prefetch_factor + _HELD
+        return Ring(self._config.num_workers, slots, max(sent)) if shown else None
 
 
 def _refuse_long(folder: str) -> None:

@@ -19,11 +19,13 @@ from torch.utils.data import get_worker_info
 
 from omnivl.data.balance import shares
 from omnivl.data.batch import Batch, has_visual
-from omnivl.data.collate import Collator
+from omnivl.data.collate import Collator, EmptyFrames, new_frames
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.example import Example, ExampleReader, PixelCache
 from omnivl.data.fields import Field
+from omnivl.data.gpu_decode import gpu_for_decoding
 from omnivl.data.limits import DecodeLimits
+from omnivl.data.ring import Ring, Slot
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Source, naming
 from omnivl.data.sources.stream import StreamReader
@@ -57,22 +59,26 @@ class Result:
 
     ``shard`` is (worker, shard at which it would resume), of streams only.
 
-    Only ``frames`` is sent as a tensor, in shared memory: each shared tensor needs a file descriptor, and small arrays
-    are faster through the pipe. Keys of ``arrays`` are the part of the batch and the name there.
+    Only ``frames`` lie in shared memory, of workers in a slot of the ``Ring`` if one was free: small arrays are faster
+    through the pipe. Keys of ``arrays`` are the part of the batch and the name there.
     """
 
     batch: Batch
-    frames: Tensor | None
+    frames: Tensor | Slot | None
     arrays: dict[tuple[Part, str], np.ndarray]
     rejections: tuple[Rejection, ...]
     shard: tuple[int, int] | None
 
-    def unpack(self) -> Batch:
-        """The batch with its tensors back in place."""
+    def unpack(self, ring: Ring | None = None) -> Batch:
+        """The batch with its tensors back in place, ``ring`` being that of the workers."""
+        frames = self.frames
+        if isinstance(frames, Slot):
+            assert ring is not None, "a slot is one of a ring"
+            frames = ring.frames(frames)
         tensors = {place: torch.from_numpy(array) for place, array in self.arrays.items()}
         return replace(
             self.batch,
-            frames=self.frames,
+            frames=frames,
             token_ids=tensors.get(("core", "token_ids")),
             identity=tensors["core", "identity"],
             label=tensors["core", "label"],
@@ -95,8 +101,10 @@ _EMPTY = torch.empty(0)
 _MAX_BAD_OF_STREAM = 1000
 
 
-def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None) -> Result:
-    """Converts a batch to the form that is sent through the pipe."""
+def pack(
+    batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None, slot: Slot | None = None
+) -> Result:
+    """Converts a batch, whose frames may lie in a slot, to the form that is sent through the pipe."""
     core = {name: tensor for name in _CORE if (tensor := getattr(batch, name)) is not None}
     fields = {name: value for name, value in batch.fields.items() if isinstance(value, Tensor)}
     parts: dict[Part, Mapping[str, Tensor]] = {"core": core, "prepared": batch.prepared, "fields": fields}
@@ -107,7 +115,7 @@ def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] |
     hollow = Batch(
         batch.kind, None, None, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions, entry=batch.entry, fields=raw
     )
-    return Result(hollow, batch.frames, arrays, tuple(rejections), shard)
+    return Result(hollow, slot or batch.frames, arrays, tuple(rejections), shard)
 
 
 def follow_parent(worker: int) -> None:
@@ -146,9 +154,12 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         self._entries, self._keys, self._sources, self._collator = tuple(entries), tuple(keys), tuple(sources), collator
         self._sizes, self._asked, self._config, self._seed = sizes, asked, config, seed
         self._replica, self._replicas = replica, replicas
+        on_gpu = config.decode == "gpu"
+        self._device = gpu_for_decoding(config.start_method, config.num_workers) if on_gpu else None
         self._readers: dict[int, ExampleReader] = {}
         self._streams: dict[int, StreamReader] = {}
         self._cache: PixelCache | None = None
+        self.ring: Ring | None = None  # of the workers, while there are some
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": {}, "_streams": {}, "_cache": None}
@@ -172,9 +183,19 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
                 examples, rejections, shard = self._from_stream(request, kept)
             else:
                 examples, rejections, shard = *self._from_list(request, refused), None
+            slot: Slot | None = None
+
+            def empty(shape: tuple[int, ...]) -> Tensor:
+                nonlocal slot
+                frames, slot = self._empty(shape)
+                return frames
+
             try:
-                return pack(self._collated(request, examples), rejections, shard)
+                batch = self._collated(request, examples, empty)
+                return pack(batch, rejections, shard, slot)
             except Exception:
+                if slot is not None and self.ring is not None:
+                    self.ring.free(slot)
                 found = self._unfit(request, examples)
                 if not found or len(found) == len(examples) > 1:
                     raise  # no sample's fault
@@ -183,9 +204,16 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             if self._sources[request.entry] is None:
                 self._stream(request).rejections += [*rejections, *found.values()]
 
-    def _collated(self, request: BatchRequest, examples: Sequence[Example]) -> Batch:
+    def _empty(self, shape: tuple[int, ...]) -> tuple[Tensor, Slot | None]:
+        """Memory for frames; of a worker in a slot, if there is a free one."""
+        worker = get_worker_info()
+        taken = None if worker is None or self.ring is None else self.ring.take(worker.id, shape)
+        return (new_frames(shape), None) if taken is None else taken
+
+    def _collated(self, request: BatchRequest, examples: Sequence[Example], empty: EmptyFrames | None = None) -> Batch:
         kind, key = self._entries[request.entry].kind, self._keys[request.entry]
-        return self._collator.collate(examples, kind, key, request.step, self._reader(request.entry).field_types)
+        types = self._reader(request.entry).field_types
+        return self._collator.collate(examples, kind, key, request.step, types, empty)
 
     def _unfit(self, request: BatchRequest, examples: Sequence[Example]) -> dict[str, Rejection]:
         """The samples of a batch that cannot be collated, tried one by one: a tokenizer fails for their texts."""
@@ -269,6 +297,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
                 limits=DecodeLimits(config.max_pixels, config.max_frames),
                 cache=self._cache,
                 asked=self._asked.get(self._keys[number]),
+                device=self._device,
             )
         return self._readers[number]
 

@@ -184,6 +184,23 @@ def test_the_safe_ways_to_start_workers_give_the_same(make, start_method):
     same(batch, expected)
 
 
+def test_frames_of_workers_lie_in_memory_that_is_used_again_and_stay_while_they_are_held(make):
+    kinds = ["image_text", "video_text"]
+    expected = [batch for batch, _ in islice(make(kinds), 30)]
+    loader = make(kinds, workers=1, prefetch=1)
+    places: list[int] = []
+    for wanted, (batch, _) in zip(expected, islice(loader, 30), strict=True):
+        same(batch, wanted)
+        places.append(batch.frames.data_ptr())
+    loader.close()
+    assert len(set(places)) <= 3, "one that is made, one that waits, one that is held"
+    # more are held than there are slots: the others are in memory of their own
+    held = [batch for batch, _ in islice(make(kinds, workers=1, prefetch=1), 30)]
+    assert len({batch.frames.data_ptr() for batch in held}) == 30
+    for wanted, batch in zip(expected, held, strict=True):
+        same(batch, wanted)
+
+
 def test_iterating_again_goes_on_after_the_last_batch(make):
     straight = [batch for batch, _ in islice(make(), 6)]
     loader = make(prefetch=5)
