@@ -77,8 +77,8 @@ def first_states(
     """
     whole = [State.from_batch(batch, plan_layout(*LayoutKey.of(batch))) for batch in batches]
     whole = [state.merged(_kept_positions(chain, state)) for state in whole]
-    # All but the frames is small, so that it is moved once and waits on the device for its turn.
-    small = deque(_moved(state.updated(drop=("frames",)), device) for state in whole)
+    # All but the pixels is small, so that it is moved once and waits on the device for its turn.
+    small = deque(_moved(state.updated(drop=("frames", "second_view")), device) for state in whole)
     for state, own in zip(whole, _term_weights(small, chain.objectives, gather), strict=True):
         there = small.popleft()
         large = {name: one for name, one in state.items() if name not in there}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from engine.plan.plan import StagePlan
 from engine.plan.yaml import Problem
+from omnivl.chain.demands import TWIN
 from omnivl.chain.preparation import asked_fields
 from omnivl.data.batch import has_text, has_visual, is_label, visual_of
 from omnivl.data.config import entry_keys
@@ -79,9 +80,29 @@ def crops_keep_boxes(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("data", index, "augment", "keep"), repr(name), allowed, "change it, or leave it out")
 
 
+def second_views_are_seen(stage: StagePlan) -> Iterator[Problem]:
+    """A second view is for momentum twins that an objective reads, of pictures of one size, and not place by place."""
+    for index, (key, entry) in enumerate(zip(entry_keys(stage.data), stage.data, strict=True)):
+        if entry.views == 1:
+            continue
+        path, got = ("data", index, "views"), str(entry.views)
+        asked = {one.key: one.demands_of_kinds.get(entry.kind) for one in stage.objectives if one.acts_on(key)}
+        active = {name: demands for name, demands in asked.items() if demands is not None}
+        by_place = [name for name, demands in active.items() if TWIN + "visual" in demands.fields]
+        if stage.model.native:
+            yield Problem(path, f"{got} with model.sizes 'native'", "1 there", "change it, or model.sizes")
+        if not has_visual(entry.kind) or not any("visual" in demands.twins for demands in active.values()):
+            allowed = "1 where no objective reads what momentum twins see, e.g. univlc with momentum keys"
+            yield Problem(path, got, allowed, "change it, or add such an objective")
+        elif by_place:
+            allowed = f"1 beside objective {by_place[0]!r}, which compares a picture with its twin's place by place"
+            yield Problem(path, got, allowed, "change it, or that objective's targets")
+
+
 SAMPLE_RULES: tuple[StageRule, ...] = (
     texts_are_read,
     pictures_fit_the_kind,
     objectives_have_their_fields,
     crops_keep_boxes,
+    second_views_are_seen,
 )

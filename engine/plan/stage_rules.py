@@ -71,7 +71,7 @@ def label_prompts(prompts: Sequence[str], path: Path, names: Sequence[str]) -> I
 def ranges_of_views_rise(stage: StagePlan) -> Iterator[Problem]:
     """A range of the augmentation runs from its smaller end to its larger one, and no crop exceeds the picture."""
     for index, entry in enumerate(stage.data):
-        for name, most in (("crop_scale", 1.0), ("crop_ratio", None), ("zoom", None)):
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", None), ("zoom", None), ("blur_sigma", None)):
             low, high = getattr(entry.augment, name)
             if not 0 < low <= high or (most is not None and high > most):
                 allowed = "two numbers above 0" + ("" if most is None else f", at most {most:g}") + ", smaller first"

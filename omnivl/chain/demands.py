@@ -21,6 +21,7 @@ from typing import Literal
 
 CLEAN = "clean"
 EMBEDDINGS = ("visual_embedding", "text_embedding")
+PARTS = ("visual_parts", "text_parts")
 VOCABULARY = "vocabulary"
 TWIN = "momentum_"
 """Prefix of the name of a stream or field that a momentum twin computes."""
@@ -81,8 +82,9 @@ class Demands:
             positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole; without
             ``fused_visual`` beside it, nothing else of these rows), ``queries`` (of the clean visual rows),
             ``vocabulary`` (the head that all objectives on words share); with the prefix ``momentum_``, the same field
-            computed by the momentum twin. ``momentum_fused`` are the objective's own joins' rows, with the same inputs;
-            no twin computes the joins of other objectives.
+            computed by the momentum twin. ``momentum_visual_parts`` and ``momentum_text_parts`` are the twins'
+            projections of every position of the clean rows but the first. ``momentum_fused`` are the objective's own
+            joins' rows, with the same inputs; no twin computes the joins of other objectives.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
 
@@ -111,7 +113,8 @@ class Demands:
     @property
     def twins(self) -> frozenset[str]:
         """The streams whose momentum twins have to run."""
-        wanted = {name.removeprefix(TWIN).removesuffix("_embedding") for name in self.fields if name.startswith(TWIN)}
+        names = (name.removeprefix(TWIN) for name in self.fields if name.startswith(TWIN))
+        wanted = {name.removesuffix("_embedding").removesuffix("_parts") for name in names}
         return frozenset(wanted | ({"visual", "text"} if "fused" in wanted else set())) & _STREAMS
 
     @property
@@ -127,6 +130,6 @@ class Demands:
         found |= {"fused_generation"} if self.writes_from_fused else frozenset()
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
-        found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}
+        found |= {"embedding" for name in names if name in (*EMBEDDINGS, *PARTS, "logit_scale")}
         own = names & (_STREAMS | {"fused_visual", "queries"})
         return frozenset(found | own | (self.reads & {TWIN + "fused"}))

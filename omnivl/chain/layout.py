@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from omnivl.chain.demands import CLEAN, TWIN, Demands, Join, embedding_of
+from omnivl.chain.demands import CLEAN, PARTS, TWIN, Demands, Join, embedding_of
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import Mode, StepLayout
 from omnivl.data.batch import DataKind
@@ -80,7 +80,7 @@ def _twins(
     wanted: dict[str, set[str]] = {"visual": set(), "text": set(), "fused": set()}
     for demands in active:
         for stream in ("visual", "text"):
-            if not demands.fields.isdisjoint({TWIN + stream, f"{TWIN}{stream}_embedding"}):
+            if not demands.fields.isdisjoint(TWIN + stream + ending for ending in ("", "_embedding", "_parts")):
                 wanted[stream].add(CLEAN)
         if TWIN + "fused" in demands.reads:
             for name, join in demands.joins.items():
@@ -125,7 +125,8 @@ def _check_written(written: Collection[str], joins: Mapping[str, Join]) -> None:
 
 def _reads_clean(demands: Demands, stream: str) -> bool:
     """Whether the clean rows of an encoder are needed. The twins read the clean input."""
-    if any(field.removeprefix("momentum_") in (stream, f"{stream}_embedding") for field in demands.fields):
+    own = (stream, f"{stream}_embedding", f"{stream}_parts")
+    if any(field.removeprefix("momentum_") in own for field in demands.fields):
         return True
     if stream == "visual":
         return "queries" in demands.fields or any(CLEAN in join.seen for join in demands.joins.values())
@@ -140,7 +141,7 @@ def _reads_all_positions(demands: Demands) -> bool:
         for stream, segments in demands.rows.items()
         for segment in segments
     )
-    return bool(demands.joins or own or fields & {"visual", "text", "fused_visual", "queries"})
+    return bool(demands.joins or own or fields & {"visual", "text", "fused_visual", "queries", *PARTS})
 
 
 def _reads_words(demands: Demands) -> bool:

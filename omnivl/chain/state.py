@@ -23,6 +23,7 @@ from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
     "frames": "uint8 [B, T, 3, H, W], from the batch; absent where the kind shows nothing",
+    "second_view": "uint8 [B, T, 3, H, W], from the batch: what momentum twins see; absent where it is frames",
     "grids": "int64 [B, 2], from the batch: rows and columns of patches; absent where all pictures have one size",
     "token_ids": "int64 [B, L], from the batch; absent where the kind has no text",
     "identity": "int64 [B], from the batch",
@@ -45,6 +46,8 @@ CORE_FIELDS: Mapping[str, str] = {
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
     "momentum_visual_embedding": "float [B, P], from the momentum twin, no gradient",
     "momentum_text_embedding": "float [B, P], from the momentum twin, no gradient",
+    "momentum_visual_parts": "float [B, S - 1, P], the twin's positions behind the first, projected and L2-normalised",
+    "momentum_text_parts": "float [B, L - 1, P], likewise; text_mask/clean says which are tokens",
     "logit_scale": "float [], 1 / temperature, fp32",
     "memory": "float [R_memory, S, D], visual features that texts look at; rows 0 .. B - 1 are the own, if there are",
     "fused": "float [R_fused, L, D]; rows by layout.fused",
@@ -166,7 +169,7 @@ class State(dict[str, Tensor]):
     @classmethod
     def from_batch(cls, batch: Batch, layout: StepLayout) -> Self:
         """The state at the head of the chain."""
-        names = ("frames", "grids", "token_ids", "identity", "label", "position")
+        names = ("frames", "second_view", "grids", "token_ids", "identity", "label", "position")
         core = {name: getattr(batch, name) for name in names}
         present = {name: tensor for name, tensor in core.items() if tensor is not None}
         fields = {f"field/{name}": value for name, value in batch.fields.items() if isinstance(value, Tensor)}

@@ -44,7 +44,7 @@ class View:
 class TrainingDraw:
     """What the training view of one picture or clip draws: known before it is decoded, so that it need not be in full.
 
-    The view is a random crop, rotated and zoomed, flipped, with changed colours and RandAugment-style operations.
+    The view is a random crop, rotated and zoomed, flipped, with changed colours, blur and RandAugment-style operations.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TrainingDraw:
         kept: NDArray[np.float64] | None = None,
         stretched: bool = False,
     ) -> None:
-        """Draws all but the operations, whose number of draws depends on them.
+        """Draws all but blur and the operations, whose number of draws depends on them.
 
         Args:
             config: Kinds and ranges of the changes.
@@ -113,6 +113,10 @@ class TrainingDraw:
         )
         if gray or jitter:
             view = _change_colours(view, config, 2 * uniforms[7:11] - 1 if jitter else np.zeros(4), gray)
+        if config.blur > 0:  # drawn where it is asked for: other views are those of earlier versions
+            drawn, sigma = self._random.random(2)
+            if drawn < config.blur:
+                view = _blurred(view, config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * sigma)
         if config.rand_augment_operations > 0:
             magnitude = config.rand_augment_magnitude / 10
             view, moved = apply_random_operations(view, config.rand_augment_operations, magnitude, self._random)
@@ -318,6 +322,14 @@ def _mirrored(pixels: Pixels) -> Pixels:
     result = np.empty_like(pixels)
     for frame, target in zip(pixels, result, strict=True):
         cv2.flip(frame, 1, dst=target)
+    return result
+
+
+def _blurred(pixels: Pixels, sigma: float) -> Pixels:
+    """All frames blurred by a Gaussian of this deviation in pixels."""
+    result = np.empty_like(pixels)
+    for frame, target in zip(pixels, result, strict=True):
+        cv2.GaussianBlur(frame, (0, 0), sigma, dst=target)
     return result
 
 

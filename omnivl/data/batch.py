@@ -87,6 +87,8 @@ class Batch:
             on to the chain, and tuples of B Python values, which only ``prepare`` sees.
         grids: int64 ``[B, 2]``, rows and columns of the patches of each sample's frames where pictures keep their
             sizes; else None.
+        second_view: Another random view of what ``frames`` show, of their shape, which momentum twins see; None where
+            an entry has one view.
     """
 
     kind: DataKind
@@ -100,6 +102,7 @@ class Batch:
     entry: str = ""
     fields: Mapping[str, Tensor | tuple[object, ...]] = field(default_factory=dict)
     grids: Tensor | None = None
+    second_view: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -130,6 +133,9 @@ class Batch:
             assert self.frames.dtype == torch.uint8 and self.frames.dim() == 5 and self.frames.shape[2] == 3
             assert self.frames.shape[0] == self.size
             assert self.visual != "image" or self.num_frames == 1, "an image is a clip of one frame"
+        if self.second_view is not None:
+            assert self.frames is not None and self.grids is None, "pictures of one size"
+            assert self.second_view.dtype == torch.uint8 and self.second_view.shape == self.frames.shape
         if self.token_ids is not None:
             assert self.token_ids.dtype == torch.int64 and self.token_ids.shape[0] == self.size
         if self.grids is not None:

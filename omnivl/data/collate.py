@@ -105,6 +105,7 @@ class Collator:
         pictures = [example.pictures for example in examples if example.pictures is not None]
         room = empty or new_frames
         frames, grids = self._frames(pictures, is_video(kind), room) if has_visual(kind) else (None, None)
+        second = [example.second_view for example in examples if example.second_view is not None]
         batch = Batch(
             kind=kind,
             frames=frames,
@@ -116,6 +117,7 @@ class Collator:
             entry=entry,
             fields=collate_fields(fields or {}, kept, self._tokenizer, self._sizes.side(is_video(kind))),
             grids=grids,
+            second_view=_frames(second) if second else None,
         )
         batch.check()
         return batch

@@ -38,6 +38,8 @@ class AugmentConfig:
         hue: Largest rotation of the hue, in turns; 0 for none, at most 0.5.
         color_probability: Probability that brightness, contrast, saturation and hue change at all.
         grayscale: Probability of dropping all colour.
+        blur: Probability of a Gaussian blur.
+        blur_sigma: Its deviation in pixels of the view, (smallest, largest).
         rand_augment_operations: Number of operations drawn from the RandAugment-style set; 0 for none.
         rand_augment_magnitude: Strength of these operations, from 0 to 10.
     """
@@ -55,6 +57,8 @@ class AugmentConfig:
     hue: Annotated[float, Range(0, 0.5)] = 0.0
     color_probability: Annotated[float, Range(0, 1)] = 0.8
     grayscale: Annotated[float, Range(0, 1)] = 0.0
+    blur: Annotated[float, Range(0, 1)] = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     rand_augment_operations: Annotated[int, Range(0)] = 0
     rand_augment_magnitude: Annotated[float, Range(0, 10)] = 5.0
 
@@ -102,6 +106,8 @@ class DataEntryConfig:
         prompts: Texts that a class name is put into, at ``{label}``. Label kinds only.
         language: Language taken where a sample has captions in several languages.
         augment: Training augmentation of the pixels.
+        views: Views of each picture or clip in training. With 2, momentum twins see a second one, drawn independently
+            by the same ``augment``, as in TCL.
         frames: Choice of frames. Video kinds only.
     """
 
@@ -118,6 +124,7 @@ class DataEntryConfig:
     prompts: tuple[str, ...] = ("a picture of {label}",)
     language: str = "en"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    views: Annotated[int, Range(1, 2)] = 1
     frames: FrameSamplingConfig = field(default_factory=FrameSamplingConfig)
 
     @property

@@ -44,6 +44,7 @@ class Example:
         where: ``SHARD:KEY`` of the sample.
         meta: The sample's metadata.
         fields: The fields that the entry keeps, by name; see ``FieldReader``.
+        second_view: Of the shape of ``pictures``: another view of the same, in training where the entry has two.
     """
 
     pictures: NDArray[np.uint8] | None
@@ -54,6 +55,7 @@ class Example:
     where: str
     meta: Mapping[str, object]
     fields: Mapping[str, object] = field(default_factory=dict)
+    second_view: NDArray[np.uint8] | None = None
 
 
 class PixelCache:
@@ -156,7 +158,8 @@ class ExampleReader:
         self._sizes, self._is_video = sizes, is_video(config.kind)
         self._size, self._side = sizes.size_of_view(self._is_video), sizes.side(self._is_video)
         self._num_frames = sizes.num_frames
-        self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
+        self._texts, self._frames = (Streams(seed, key, what) for what in ("text", "frames"))
+        self._views = [Streams(seed, key, what) for what in ("augment", "augment/second")[: config.views]]
         self._draws_text = training and (is_label(config.kind) or config.caption != "first")
         self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
@@ -239,9 +242,11 @@ class ExampleReader:
             _check_characters(one, sample.where)
         flip = sample.meta.get("flip", True) is not False and all(may_flip(one, config.language) for one in texts)
         kept = None if config.augment.keep is None else found[config.augment.keep]
-        views = list(self._views_of(sample, position, flip, kept)) if has_visual(config.kind) else []
+        shown = list(self._views_of(sample, position, flip, kept)) if has_visual(config.kind) else []
+        views, *second = zip(*shown, strict=True) if shown else [()]
         return Example(
             pictures=_joined([view.pixels for view in views]),
+            second_view=_joined([view.pixels for own in second for view in own]),
             text=text,
             identity=sample_identity(sample, config),
             label=self._label(sample.label),
@@ -251,36 +256,37 @@ class ExampleReader:
             fields=self._fields.place(found, [view.place for view in views], self._side),
         )
 
-    def _views_of(self, sample: Sample, position: int, flip: bool, kept: object = None) -> Iterator[View]:
-        """A view of each picture; those that a set lacks are black. All draws come from one generator, in order.
+    def _views_of(self, sample: Sample, position: int, flip: bool, kept: object = None) -> Iterator[tuple[View, ...]]:
+        """A view of each picture, in training as many as the entry has; those of pictures that a set lacks are black.
+
+        The draws of first views come from one generator, in order, and those of second views from another.
 
         A view of training shows the boxes that are ``kept``, if there are any, as a whole.
 
         Pictures of a set have one size, that of the first which is there.
         """
-        random = self._views.at(position) if self._training else None
+        randoms = [stream.at(position) for stream in self._views] if self._training else []
         every = members_as_samples(sample, self.config.pictures) if self.config.pictures else [sample]
         size = next((self._size_of(shown) for shown in every if shown is not None), self._side)
         for shown in every:
             if shown is None:
                 width, height = size if isinstance(size, tuple) else (self._side, self._side)
-                yield View(np.zeros((1, height, width, 3), dtype=np.uint8), Placement())
+                nothing = View(np.zeros((1, height, width, 3), dtype=np.uint8), Placement())
+                yield (nothing,) * max(1, len(randoms))
                 continue
-            draw = None
-            if random is not None:
-                boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
-                draw = TrainingDraw(
-                    self.config.augment, random, flip_allowed=flip, kept=boxes, stretched=self._sizes.stretched
-                )
-            header, shrink = (None, 1) if self._is_video else self._shrink(shown, draw, size)
+            boxes = kept if isinstance(kept, np.ndarray) and len(kept) else None
+            drawn = partial(TrainingDraw, flip_allowed=flip, kept=boxes, stretched=self._sizes.stretched)
+            draws = [drawn(self.config.augment, random) for random in randoms]
+            header, shrink = (None, 1) if self._is_video else self._shrink(shown, draws, size)
             pixels = self._clip(shown, position) if self._is_video else self._still(shown, header, shrink)
             if size is None:
                 assert not isinstance(self._size, int), "only views of whole pictures depend on these"
                 size = self._size(pixels.shape[2], pixels.shape[1])
-            if draw is None:
-                yield evaluation_view(pixels, size)
+            if not draws:
+                yield (evaluation_view(pixels, size),)
             else:
-                yield draw.view(pixels, size, shrink, None if header is None else header.shown)
+                whole = None if header is None else header.shown
+                yield tuple(draw.view(pixels, size, shrink, whole) for draw in draws)
 
     def _size_of(self, shown: Sample) -> Size | None:
         """The size of a picture's view, see ``still_size``; the picture's own is checked before.
@@ -292,16 +298,16 @@ class ExampleReader:
             self._limits.check_size(picture_size(shown.media) or (0, 0), shown.where)
         return still_size(shown, self._size)
 
-    def _shrink(self, sample: Sample, draw: TrainingDraw | None, size: Size | None) -> tuple[Header | None, int]:
+    def _shrink(self, sample: Sample, draws: Sequence[TrainingDraw], size: Size | None) -> tuple[Header | None, int]:
         """The header of a JPEG and by what its sides are divided when it is decoded; None and 1 of all else."""
         if sample.frames is not None or size is None or picture_format(sample.media or b"") != "jpeg":
             return None, 1
         header = read_header(sample, self._limits)
         if self._device is not None:
             return header, 1  # TorchCodec decodes in full
-        if draw is None:
+        if not draws:
             return header, header.shrink(partial(evaluation_reduction, size=size))
-        return header, header.shrink(partial(draw.reduction, size=size))
+        return header, header.shrink(lambda width, height: min(one.reduction(width, height, size) for one in draws))
 
     def _still(self, sample: Sample, header: Header | None, shrink: int) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``."""

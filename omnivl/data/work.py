@@ -59,8 +59,8 @@ class Result:
 
     ``shard`` is (worker, shard at which it would resume), of streams only.
 
-    Only ``frames`` lie in shared memory, of workers in a slot of the ``Ring`` if one was free: small arrays are faster
-    through the pipe. Keys of ``arrays`` are the part of the batch and the name there.
+    Only pixels are sent as tensors, in shared memory, ``frames`` of workers in a slot of the ``Ring`` if one was free:
+    small arrays are faster through the pipe. Keys of ``arrays`` are the part of the batch and the name there.
     """
 
     batch: Batch
@@ -68,6 +68,7 @@ class Result:
     arrays: dict[tuple[Part, str], np.ndarray]
     rejections: tuple[Rejection, ...]
     shard: tuple[int, int] | None
+    second_view: Tensor | None = None
 
     def unpack(self, ring: Ring | None = None) -> Batch:
         """The batch with its tensors back in place, ``ring`` being that of the workers."""
@@ -84,6 +85,7 @@ class Result:
             label=tensors["core", "label"],
             position=tensors["core", "position"],
             grids=tensors.get(("core", "grids")),
+            second_view=self.second_view,
             prepared={name: tensor for (part, name), tensor in tensors.items() if part == "prepared"},
             fields={name: tensors.get(("fields", name), value) for name, value in self.batch.fields.items()},
         )
@@ -115,7 +117,7 @@ def pack(
     hollow = Batch(
         batch.kind, None, None, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions, entry=batch.entry, fields=raw
     )
-    return Result(hollow, slot or batch.frames, arrays, tuple(rejections), shard)
+    return Result(hollow, slot or batch.frames, arrays, tuple(rejections), shard, batch.second_view)
 
 
 def follow_parent(worker: int) -> None:

@@ -12,9 +12,11 @@ from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
+from omnivl.objectives.intra_modal import IntraModal
 from omnivl.objectives.itc import ITC
 from omnivl.objectives.itm import ITM
 from omnivl.objectives.lm import LM
+from omnivl.objectives.local_mi import LocalMI
 from omnivl.objectives.locate import Locate
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
@@ -31,7 +33,7 @@ from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM)
+    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | IntraModal | LocalMI)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
@@ -52,7 +54,9 @@ __all__ = [
     "Choose",
     "Classify",
     "Demands",
+    "IntraModal",
     "Join",
+    "LocalMI",
     "Locate",
     "NegativeWeights",
     "Objective",

@@ -352,7 +352,7 @@ class Embed(EmbeddingLayer):
         assert isinstance(online, Embeddings)
         if layout.visual:
             seen = visual_mask(state, self._times(layout), "tokens first")
-            pixels = pixel_values(state["frames"], self.sizes.patch_size, self.dtype)  # for the twin, too
+            pixels = pixel_values(state["frames"], self.sizes.patch_size, self.dtype)
             state = state.merged({"visual": self._visual(online, state, pixels, layout.visual), **seen})
         if layout.text:
             token_ids = joined([state[ids_name(name)] for name in layout.text])
@@ -371,6 +371,8 @@ class Embed(EmbeddingLayer):
             assert isinstance(twin, Embeddings), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
                 if "visual" in layout.twins:
+                    if "second_view" in state:
+                        pixels = pixel_values(twins_see(state), self.sizes.patch_size, self.dtype)
                     state = state.updated(momentum_visual=self._visual(twin, state, pixels, layout.twins["visual"]))
                 if "text" in layout.twins:
                     token_ids = joined([state[ids_name(name)] for name in layout.twins["text"]])
@@ -419,6 +421,11 @@ class Embed(EmbeddingLayer):
     def acts(self, layout: StepLayout) -> bool:
         """Whether a stream starts here."""
         return bool(layout.visual or layout.text or layout.generation)
+
+
+def twins_see(state: State) -> Tensor:
+    """The pixels that momentum twins see: the second view, where there is one."""
+    return state.get("second_view", state["frames"])
 
 
 def encoded_rows(layout: StepLayout, stream: str) -> slice:

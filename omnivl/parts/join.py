@@ -98,7 +98,7 @@ class JoinRows(ChainLayer):
         for stream, segments in layout.twins.items():
             if TWIN + stream in layout.reads and CLEAN in segments and len(segments) > 1:
                 found[TWIN + stream] = part(state[TWIN + stream], segments[CLEAN])
-        if "text" in layout.fields:
+        if not layout.fields.isdisjoint({"text", f"{TWIN}text_parts"}):
             found[f"text_mask/{CLEAN}"] = part(state["text_mask"], layout.text[CLEAN])
         return found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnivl.chain.chain import EMBEDDING_STACK, ChainLayer
-from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, embedding_of
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, PARTS, TWIN, embedding_of
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, temperature_of
 from omnivl.chain.sizes import HeadSizes
@@ -80,7 +80,8 @@ class Project(ChainLayer):
     """Projects one position, or several, of the clean rows, L2-normalised in fp32.
 
     Adds ``visual_embedding`` and ``text_embedding`` if there are clean rows, those of the twins
-    (``momentum_visual_embedding``, ``momentum_text_embedding``), ``{segment}/embedding`` of other texts, and
+    (``momentum_visual_embedding``, ``momentum_text_embedding``) and of their other positions
+    (``momentum_visual_parts``, ``momentum_text_parts``), ``{segment}/embedding`` of other texts, and
     ``logit_scale``, as the layout requires. This layer is never recomputed.
     """
 
@@ -128,7 +129,7 @@ class Project(ChainLayer):
         self.momentum_visual_projection: nn.Module | None = None
         self.momentum_text_projection: nn.Module | None = None
         asked = [demands for objective in objectives for demands in objective.demands_of_kinds.values()]
-        if any(TWIN + name in demands.fields for demands in asked for name in EMBEDDINGS):
+        if any(TWIN + name in demands.fields for demands in asked for name in (*EMBEDDINGS, *PARTS)):
             self.momentum_visual_projection = frozen_twin(Linear(*visual, bias=bias), self.visual_projection)
             self.momentum_text_projection = frozen_twin(Linear(*text, bias=bias), self.text_projection)
 
@@ -160,10 +161,15 @@ class Project(ChainLayer):
             found[embedding_of(segment)] = embed(self.text_projection, pooled)
         with torch.no_grad():
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
-                if f"{TWIN}{stream}_embedding" in layout.fields:
-                    assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
-                    rows = part(state[TWIN + stream], layout.twins[stream][CLEAN])
+                asked = {f"{TWIN}{stream}_{what}" for what in ("embedding", "parts")} & layout.fields
+                if not asked:
+                    continue
+                assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
+                rows = part(state[TWIN + stream], layout.twins[stream][CLEAN])
+                if f"{TWIN}{stream}_embedding" in asked:
                     found[f"{TWIN}{stream}_embedding"] = self._embedding(twin, stream, rows, state)
+                if f"{TWIN}{stream}_parts" in asked:
+                    found[f"{TWIN}{stream}_parts"] = unit_length(twin(rows[:, 1:].float()))
         if "logit_scale" in layout.fields:
             found["logit_scale"] = self.scale()
         return state.merged(found)

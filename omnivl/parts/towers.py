@@ -13,7 +13,7 @@ from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout, joined
 from omnivl.parts.block import EmbeddingLayer
-from omnivl.parts.embed import TextEmbedding
+from omnivl.parts.embed import TextEmbedding, twins_see
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
 from omnivl.parts.ragged import kept_visual_positions, visual_mask
@@ -113,7 +113,7 @@ class EmbedTowers(EmbeddingLayer):
             assert isinstance(twin, Towers), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
                 if "visual" in layout.twins:
-                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype, state.get("grids"))
+                    made[TWIN + "visual"] = twin.visual(twins_see(state), self.dtype, state.get("grids"))
                 if "text" in layout.twins:
                     made[TWIN + "text"] = twin.text(words_of(state, layout.twins["text"]), self.dtype)
         return state.merged(made)

@@ -29,6 +29,7 @@ STAGES = {
     "quickstart": ["spatial"],
     "emoji": ["spatial", "joint"],
     "albef_tiny": ["pretrain"],
+    "tcl_tiny": ["pretrain"],
     "clip_tiny": ["contrastive"],
     "vilt_tiny": ["pretrain"],
     "vlmo_tiny": ["language", "pairs"],

@@ -7,7 +7,7 @@ import pytest
 
 from engine.plan.parse import parse_plan
 from engine.plan.plan import StagePlan
-from engine.plan.sample_rules import crops_keep_boxes, objectives_have_their_fields
+from engine.plan.sample_rules import crops_keep_boxes, objectives_have_their_fields, second_views_are_seen
 from omnivl.data.config import AugmentConfig, DataEntryConfig
 from omnivl.data.fields import Field
 from omnivl.objectives import MRM
@@ -102,3 +102,46 @@ def test_a_place_needs_a_picture_to_be_in():
     entry = DataEntryConfig("s", "image_text", fields=("region",))
     (problem,) = objectives_have_their_fields(replace(stage, objectives=(Second(),), data=(entry,)))
     assert problem.got == "'region' in picture 1 of 1"
+
+
+@pytest.mark.parametrize(
+    ("model", "objectives", "kind", "wanted"),
+    [
+        ("{preset: tiny}", "[{kind: univlc, batch_keys: momentum}]", "image_text", None),
+        ("{preset: tiny}", "[{kind: univlc, batch_keys: momentum}]", "video_text", None),
+        (
+            "{preset: tiny}",
+            "[univlc]",
+            "image_text",
+            "2; allowed 1 where no objective reads what momentum twins see, e.g. univlc with momentum keys",
+        ),
+        (
+            "{preset: tiny}",
+            "[{kind: mlm, grounded: false}]",
+            "text",
+            "2; allowed 1 where no objective reads what momentum twins see, e.g. univlc with momentum keys",
+        ),
+        (
+            "{preset: tiny}",
+            "[{kind: mrm, targets: momentum}]",
+            "image_text",
+            "2; allowed 1 beside objective 'mrm', which compares a picture with its twin's place by place",
+        ),
+        (
+            "{preset: tiny, sizes: native}",
+            "[{kind: univlc, batch_keys: momentum}]",
+            "image_text",
+            "2 with model.sizes 'native'; allowed 1 there",
+        ),
+    ],
+)
+def test_a_second_view_is_what_twins_see(model, objectives, kind, wanted):
+    source = "emoji" if kind != "text" else "shards.tar"
+    plan = PLAN.replace("{preset: tiny}", model).replace("[mrm]", objectives)
+    plan = plan.replace("{source: emoji, kind: image_text}", f"{{source: {source}, kind: {kind}}}")
+    stage = parse_plan(plan).stages[0]
+    entry = replace(stage.data[0], views=2)
+    found = list(second_views_are_seen(replace(stage, data=(entry,))))
+    assert [f"{problem.got}; allowed {problem.allowed}" for problem in found] == ([] if wanted is None else [wanted])
+    assert list(second_views_are_seen(stage)) == []
+    assert all(problem.path == ("data", 0, "views") for problem in found)

@@ -241,6 +241,27 @@ def test_hue_and_grayscale():
     assert np.unique(dropped).tolist() == [84]
 
 
+def test_blur_spreads_an_edge_by_its_deviation_and_draws_nothing_where_it_is_off():
+    edge = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    edge[:, :, 32:] = 200
+    blurred = training_view(edge, 64, only(blur=1.0, blur_sigma=(3.0, 3.0)), random(), flip_allowed=False).pixels
+    # Half a pixel beside the edge the share of the other side is that of a normal distribution beyond 0.5 / 3.
+    assert blurred[0, 32, 31:33, 0].tolist() == [pytest.approx(200 * share, abs=2) for share in (0.434, 0.566)]
+    assert np.array_equal(blurred[0, 0], blurred[0, 63])
+    draws = random(), random()
+    views = [
+        training_view(edge, 8, only(blur=blur), draw, flip_allowed=False).pixels
+        for blur, draw in zip((0.0, 1e-9), draws, strict=True)
+    ]
+    assert np.array_equal(*views)
+    assert draws[0].random() != draws[1].random()
+    replay = random()
+    replay.random(13)
+    third = random()
+    training_view(edge, 8, only(), third, flip_allowed=False)
+    assert third.random() == replay.random(), "as many draws as before there was a blur"
+
+
 def test_evaluation_view_is_the_middle():
     pixels = noise(height=16, width=24)
     assert np.array_equal(evaluation_view(pixels, 16).pixels, pixels[:, :, 4:20])

@@ -1,4 +1,4 @@
-"""At which size pictures that keep their own are decoded."""
+"""At which size pictures that keep their own are decoded, and views of training."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omnivl.data.augment import TrainingDraw
+from omnivl.data.collate import Collator
 from omnivl.data.config import AugmentConfig, DataEntryConfig
 from omnivl.data.decode import Header, decode_shrunk
 from omnivl.data.example import ExampleReader, PixelCache
@@ -15,6 +16,8 @@ from omnivl.data.jpeg import SHRINKS
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.data.work import pack
 from omnivl.inference.pictures import PictureSet
 from omnivl.randomness import Streams
 
@@ -143,3 +146,35 @@ def test_whole_pictures_are_seen_stretched():
     assert np.array_equal(seen[0, 0].numpy(), training.pictures[0, ..., 0])
     placed, _ = PictureSet.of([sample], "image", stretched).placement(0).boxes(np.array([[0.0, 0.0, 1.0, 1.0]]))
     assert placed.tolist() == [[0, 0, 1, 1]]
+
+
+def test_a_second_view_has_draws_of_its_own_and_leaves_the_first_as_it_is():
+    sample = Sample("k", "s.tar:k", captions=("a cat",), media=jpeg(90, 60), extension="jpg")
+    one = reader(SQUARES, training=True).finish(sample, 5)
+    assert one.second_view is None
+    both = two_views(training=True)
+    made = both.finish(sample, 5)
+    np.testing.assert_array_equal(made.pictures, one.pictures)
+    assert made.second_view.shape == made.pictures.shape
+    assert (made.second_view != made.pictures).any()
+    np.testing.assert_array_equal(both.finish(sample, 5).second_view, made.second_view)
+    assert (both.finish(sample, 6).second_view != made.second_view).any()
+    assert two_views(training=False).finish(sample, 5).second_view is None
+
+
+def two_views(training: bool) -> ExampleReader:
+    made = reader(SQUARES)
+    config = replace(made.config, views=2)
+    return ExampleReader(config, None, SQUARES, key="k", seed=0, limits=DecodeLimits(), training=training)
+
+
+def test_second_views_reach_the_training_process_in_their_order():
+    samples = [Sample("k", "s.tar:k", captions=("a cat",), media=jpeg(90, 60 + 8 * n), extension="jpg") for n in (0, 1)]
+    examples = [two_views(training=True).finish(sample, place) for place, sample in enumerate(samples)]
+    batch = Collator(SQUARES, load_tokenizer("emoji")).plain(examples, "image_text")
+    assert batch.second_view.shape == batch.frames.shape == (2, 1, 3, 64, 64)
+    for row, example in enumerate(examples):
+        np.testing.assert_array_equal(batch.second_view[row, 0].permute(1, 2, 0).numpy(), example.second_view[0])
+    arrived = pack(batch, (), None).unpack()
+    assert arrived.second_view is batch.second_view
+    arrived.check()
