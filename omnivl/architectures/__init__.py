@@ -11,17 +11,19 @@ from omnivl.architectures.albef import ALBEF
 from omnivl.architectures.base import Architecture, Kit
 from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
+from omnivl.architectures.flava import FLAVA
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
-ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2, Field(discriminator="kind")]
+ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA, Field(discriminator="kind")]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "ALBEF",
     "BLIP2",
     "CLIP",
+    "FLAVA",
     "Architecture",
     "ArchitectureConfig",
     "Kit",

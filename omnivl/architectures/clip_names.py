@@ -114,7 +114,7 @@ def to_transformers(
         },
     }
     heads = tuple(name for name, _ in chain.named_parameters() if name.startswith("losses."))
-    return Foreign("CLIPModel", config, weights, _image_processor(image_size), heads)
+    return Foreign("CLIPModel", config, weights, image_processor(image_size), heads)
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer) -> list[str]:
@@ -161,7 +161,7 @@ def _tower_config(tower: Transformer, projection_size: int) -> dict[str, Any]:
     }
 
 
-def _image_processor(image_size: int) -> dict[str, Any]:
+def image_processor(image_size: int) -> dict[str, Any]:
     """Content of ``preprocessor_config.json``: the view of evaluation, and pixels from -1 to 1.
 
     Resized pictures differ slightly from ours, which are cropped before they are resized.

@@ -22,6 +22,7 @@ from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
 from omnivl.objectives.mfm import MFM
 from omnivl.objectives.mlm import MLM
+from omnivl.objectives.mmm import MMM
 from omnivl.objectives.mrm import MRM
 from omnivl.objectives.prefix_lm import PrefixLM
 from omnivl.objectives.recognize import Recognize
@@ -33,7 +34,7 @@ from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | IntraModal | LocalMI)
+    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | IntraModal | LocalMI | MMM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
@@ -47,6 +48,7 @@ __all__ = [
     "MDM",
     "MFM",
     "MLM",
+    "MMM",
     "MRM",
     "VLM",
     "VQA",

@@ -22,6 +22,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit, UserError
+from omnivl.objectives.codes import CodeHead, RandomCodebook
 from omnivl.objectives.masking import Mask, in_places
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
@@ -45,6 +46,8 @@ class MaskedVisual(Objective):
         targets: ``pixels``: the patch's own values, normalised per patch. ``momentum``: the momentum encoder's features
             of the patch, computed from the whole sample; needs the model's momentum twins.
         feature_loss: Distance to momentum targets.
+        codebook: Makes classes of the targets: the loss is then the cross-entropy with the code of a patch's pixels,
+            from -1 to 1, or of its features. Null restores the targets themselves.
         every: Only samples whose index i in the micro-batch satisfies ``i % every == offset`` get a masked pass.
         offset: See ``every``.
     """
@@ -52,6 +55,7 @@ class MaskedVisual(Objective):
     probability: float = 0.15
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
+    codebook: RandomCodebook | None = None
     every: int = 1
     offset: int = 0
 
@@ -120,14 +124,15 @@ class MaskedVisual(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets."""
-        return patch_head(sizes, "visual", self.targets, sizes.tubelet_size if self.on_videos else 1)
+        tubelet_size = sizes.tubelet_size if self.on_videos else 1
+        return patch_head(sizes, "visual", self.targets, tubelet_size, self.codebook)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The masked patches."""
         return {self.key: state[f"{self.key}/mask"].sum()}
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Mean distance over all values of masked patches."""
+        """Mean distance over all values of masked patches, or mean cross-entropy of their codes."""
         assert isinstance(heads.own, PatchHead)
         mask = state[f"{self.key}/mask"]
         features = state.rows("visual", self.key)
@@ -166,24 +171,39 @@ def visual_target_fields(targets: VisualTargets) -> frozenset[str]:
 
 
 class PatchHead(nn.Module):
-    """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886)."""
+    """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886); or scores of codes."""
 
-    def __init__(self, hidden_size: int, outputs: int, patch_size: int, tubelet_size: int) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        outputs: int,
+        patch_size: int,
+        tubelet_size: int,
+        codebook: RandomCodebook | None = None,
+    ) -> None:
         super().__init__()
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
-        self.output = Linear(hidden_size, outputs)
+        self.output = Linear(hidden_size, outputs) if codebook is None else None
+        self.codes = None if codebook is None else CodeHead(hidden_size, codebook, outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps ``[K, D]`` to ``[K, C]`` (pixels) or ``[K, D]`` (features), in the dtype of the input."""
+        assert self.output is not None, "targets are codes"
         predicted: Tensor = self.output(features)
         return predicted
 
 
-def patch_head(sizes: HeadSizes, stream: str, targets: VisualTargets, tubelet_size: int) -> PatchHead:
-    """The head from features of masked patches in a stream to their targets."""
+def patch_head(
+    sizes: HeadSizes,
+    stream: str,
+    targets: VisualTargets,
+    tubelet_size: int,
+    codebook: RandomCodebook | None = None,
+) -> PatchHead:
+    """The head from features of masked patches in a stream to their targets, or to the codes of these."""
     width = sizes.widths[stream]
     outputs = sizes.patch_size**2 * 3 * tubelet_size if targets == "pixels" else sizes.widths["visual"]
-    return PatchHead(width, outputs, sizes.patch_size, tubelet_size)
+    return PatchHead(width, outputs, sizes.patch_size, tubelet_size, codebook)
 
 
 def patch_distances(
@@ -205,9 +225,15 @@ def patch_distances(
         feature_loss: Distance to momentum targets.
 
     Returns:
-        fp32 ``[K]``, a mean over the values of each masked patch.
+        fp32 ``[K]``, a mean over the values of each masked patch, or the cross-entropy of its code.
     """
     rows, chosen = state[f"{segment}/rows"], state[f"{segment}/masked"]
+    if head.codes is not None:
+        if targets == "pixels":
+            patches = pixels_of(state["frames"][rows], chosen, head.patch_size, head.tubelet_size) * 2.0 - 1.0
+        else:
+            patches = feature_targets(state["momentum_visual"][rows], chosen)
+        return head.codes.distances(features[:, 1:], chosen, patches)
     predicted = head(selected(features[:, 1:], chosen)).float()
     if targets == "pixels":
         wanted = pixel_targets(state["frames"][rows], chosen, head.patch_size, head.tubelet_size)
@@ -248,8 +274,13 @@ def pixel_targets(frames: Tensor, chosen: Tensor, patch_size: int, tubelet_size:
     Source: He et al., MAE, arXiv 2111.06377, section 4.1 ("normalized pixels"); unbiased variance and eps 1e-6 as in
         its code.
     """
-    values = patchify(frames, patch_size, tubelet_size).flatten(0, 2)[chosen].float() / 255.0
+    values = pixels_of(frames, chosen, patch_size, tubelet_size)
     return (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + PIXEL_EPS).sqrt()
+
+
+def pixels_of(frames: Tensor, chosen: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
+    """Values of masked patches from 0 to 1, fp32 ``[K, C]``; see ``pixel_targets``."""
+    return patchify(frames, patch_size, tubelet_size).flatten(0, 2)[chosen].float() / 255.0
 
 
 def feature_targets(momentum_visual: Tensor, chosen: Tensor) -> Tensor:

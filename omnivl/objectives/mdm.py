@@ -18,6 +18,7 @@ from omnivl.chain.preparation import join_draws
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
+from omnivl.objectives.codes import RandomCodebook
 from omnivl.objectives.masked_visual import (
     FeatureLoss,
     PatchHead,
@@ -53,10 +54,12 @@ class MDM(Objective):
         targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: the momentum twin's features of
             the patch, computed from the whole image; needs the model's momentum twins.
         feature_loss: Distance to momentum targets.
+        codebook: Makes classes of the targets, as in the paper; see ``MaskedVisual``. Null restores the targets.
 
     Source: Wang et al., BEiT-3, arXiv 2208.10442, section 2.2 (the three shares of masked positions, block-wise on
         images; a third of each batch for each part).
-    Differs: patches are restored as pixels or features, in the paper as tokens of BEiT v2's tokenizer. Images and texts
+    Differs: patches are restored as pixels, features or codes of these, in the paper as tokens of BEiT v2's tokenizer.
+        Images and texts
         alone are the sides of the pairs, and images with labels; the paper's come from other data sets.
     """
 
@@ -72,6 +75,7 @@ class MDM(Objective):
     random_share: float = 0.1
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
+    codebook: RandomCodebook | None = None
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -153,7 +157,7 @@ class MDM(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets; words have the vocabulary head."""
-        return patch_head(sizes, "fused", self.targets, tubelet_size=1)
+        return patch_head(sizes, "fused", self.targets, 1, self.codebook)
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """Masked patches and hidden tokens of each part, by ``{part}/patches`` and ``{part}/words``."""

@@ -45,13 +45,20 @@ class ResidualBlock(nn.Module):
     causal: bool
     ffn: nn.Module
 
-    def __init__(self, sizes: Transformer, index: int) -> None:
+    def __init__(self, sizes: Transformer, index: int, *, norm_out: bool = True) -> None:
+        """Builds what all have.
+
+        Args:
+            sizes: Of the stack.
+            index: Which block of it.
+            norm_out: Whether the last block of a pre-norm stack normalises what leaves it.
+        """
         super().__init__()
         self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
         self.recomputes_ffn = sizes.recompute == "ffn"
         self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
         self.dropout, self.is_pre_norm = sizes.dropout, sizes.norm == "pre"
-        normalises = self.is_pre_norm and index == sizes.layers - 1
+        normalises = norm_out and self.is_pre_norm and index == sizes.layers - 1
         self.norm_out = LayerNorm(sizes.hidden_size, sizes.norm_eps) if normalises else nn.Identity()
 
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -94,15 +101,16 @@ class ResidualBlock(nn.Module):
 class BertBlock(ResidualBlock):
     """One transformer block of the text encoder, without the chain around it."""
 
-    def __init__(self, sizes: Transformer, index: int = 0, causal: bool = False) -> None:
+    def __init__(self, sizes: Transformer, index: int = 0, causal: bool = False, *, norm_out: bool = True) -> None:
         """Builds the block.
 
         Args:
             sizes: Of its stack.
             index: Which block of the stack.
             causal: Whether a position sees itself and earlier ones only.
+            norm_out: See ``ResidualBlock``.
         """
-        super().__init__(sizes, index)
+        super().__init__(sizes, index, norm_out=norm_out)
         self.causal = causal
         slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=sizes.layers, activation=sizes.activation)
         self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
@@ -157,6 +165,7 @@ class TextBlock(StackBlock):
         *,
         causal: bool = False,
         may_shorten: bool = True,
+        norm_out: bool = True,
     ) -> None:
         """Builds block ``index`` of the encoder.
 
@@ -167,8 +176,9 @@ class TextBlock(StackBlock):
             momentum: Of its twin; None builds none.
             causal: Whether a position sees itself and earlier ones only. Then the first position is never read alone.
             may_shorten: Whether the last block may compute the first position only, if no other is read.
+            norm_out: See ``ResidualBlock``.
         """
-        super().__init__(index, sizes, lambda own: BertBlock(own, index, causal), momentum)
+        super().__init__(index, sizes, lambda own: BertBlock(own, index, causal, norm_out=norm_out), momentum)
         self.length = length
         is_last = index == sizes.layers - 1
         self.may_shorten = may_shorten and is_last and not causal and not is_routed(sizes.ffn, index, sizes.layers)

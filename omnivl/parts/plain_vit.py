@@ -9,7 +9,7 @@ Nothing here depends on time: an image is a clip of one frame, and frames are co
 Source: Dosovitskiy et al., ViT, arXiv 2010.11929, section 3.1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -21,8 +21,9 @@ from moe.feed_forward import build_feed_forward
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from moe.working import working
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.state import State
+from omnivl.chain.state import State, joined
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.drop_path import drop_path, drop_path_rates
@@ -41,13 +42,14 @@ class ImageEmbedding(nn.Module):
     interpolation: ClassVar[Literal["bicubic", "bilinear"]] = "bicubic"
     """Of positions, for frames whose grid is not the table's."""
 
-    def __init__(self, sizes: Patches, visual: Transformer, *, bias: bool = True) -> None:
+    def __init__(self, sizes: Patches, visual: Transformer, *, bias: bool = True, masks: bool = False) -> None:
         """Builds the embedding.
 
         Args:
             sizes: Sizes of pictures and patches.
             visual: The stack that reads the patches.
             bias: Whether the patch embedding has one.
+            masks: Whether there is a learnt token in place of masked patches.
         """
         super().__init__()
         self.patch_size, size = sizes.patch_size, visual.hidden_size
@@ -56,7 +58,8 @@ class ImageEmbedding(nn.Module):
         self.class_token = nn.Parameter(torch.empty(size))
         self.positions = nn.Parameter(torch.empty(1 + rows * columns, size))
         self.norm = LayerNorm(size, visual.norm_eps) if sizes.norm_embeddings else nn.Identity()
-        for table in (self.class_token, self.positions):
+        self.mask_token = nn.Parameter(torch.empty(size)) if masks else None
+        for table in (self.class_token, self.positions, *((self.mask_token,) if self.mask_token is not None else ())):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
@@ -78,13 +81,22 @@ class ImageEmbedding(nn.Module):
         """Operations on one image or clip with ``num_patches`` patches of a frame, forward."""
         return 2.0 * num_frames * num_patches * self.patches.in_features * self.patches.out_features
 
-    def forward(self, frames: Tensor, dtype: torch.dtype, grids: Tensor | None = None) -> Tensor:
-        """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, S, D]`` of ``dtype``.
+    def forward(
+        self,
+        frames: Tensor,
+        dtype: torch.dtype,
+        grids: Tensor | None = None,
+        masked: Sequence[tuple[Tensor, Tensor]] = (),
+        clean: bool = True,
+    ) -> Tensor:
+        """Embeds uint8 ``frames [B, T, 3, H, W]`` and their masked versions to ``[R, S, D]`` of ``dtype``.
 
         Args:
             frames: The pixels.
             dtype: Of the result.
             grids: int64 ``[B, 2]``, where patches of pictures of their own sizes stand side by side; see ``Batch``.
+            masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T, N]``; one for each masked pass.
+            clean: Whether to embed the unmasked frames too; their rows come first.
 
         Raises:
             ModelError: The frames' size is no multiple of the patch size.
@@ -95,6 +107,14 @@ class ImageEmbedding(nn.Module):
             where = self.resized(self.positions[1:], grid)
         else:
             where = resampled(self.positions[1:], grids, patches.shape[2], self.interpolation)[:, None]
+        if masked:
+            assert self.mask_token is not None, "built without a token for masked patches"
+            token = working(self.mask_token, dtype)
+            stacks = [torch.where(mask[..., None], token, patches.index_select(0, rows)) for rows, mask in masked]
+            if grids is not None:
+                own = [where] if clean else []
+                where = torch.cat([*own, *(where.index_select(0, rows) for rows, _ in masked)])
+            patches = joined([patches, *stacks] if clean else stacks)
         body = patches + where.to(dtype)
         head = (self.class_token + self.positions[0]).to(dtype).expand(*body.shape[:2], 1, -1)
         embedded: Tensor = self.norm(torch.cat([head, body], dim=2).flatten(1, 2))

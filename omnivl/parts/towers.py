@@ -1,4 +1,4 @@
-"""The first layer of architectures with separate encoders, without masked patches and temporal positions.
+"""The first layer of architectures with separate encoders, without temporal positions.
 
 Shapes: B samples, T frames, H x W pixels, L text positions.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from omnivl.chain.demands import TWIN
+from omnivl.chain.demands import CLEAN, TWIN
 from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout, joined
@@ -23,17 +23,19 @@ from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 class Towers(nn.Module):
     """Embeddings of both encoders: the module that ``EmbedTowers`` trains and that its momentum twin copies."""
 
-    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer, bias: bool) -> None:
+    def __init__(
+        self, patches: Patches, vision: Transformer, words: Words, text: Transformer, *, bias: bool, masks: bool
+    ) -> None:
         super().__init__()
-        self.visual = ImageEmbedding(patches, vision, bias=bias)
+        self.visual = ImageEmbedding(patches, vision, bias=bias, masks=masks)
         self.text = TextEmbedding(words, text)
 
 
 class EmbedTowers(EmbeddingLayer):
     """Pixels and token ids to the start of each stream.
 
-    Causal joins and text segments other than the clean one read ``{name}/token_ids``. When decoding with a cache, the
-    generation stream starts at position ``cache/start``.
+    Masked visual segments read ``{name}/rows`` and ``{name}/mask``. Causal joins and text segments other than the clean
+    one read ``{name}/token_ids``. When decoding with a cache, the generation stream starts at position ``cache/start``.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EmbedTowers(EmbeddingLayer):
         dtype: torch.dtype,
         *,
         bias: bool = True,
+        masks: bool = False,
         momentum: MomentumConfig | None = None,
     ) -> None:
         """Builds the embeddings.
@@ -58,11 +61,12 @@ class EmbedTowers(EmbeddingLayer):
             reads: Maps token ids ``[R, L]`` to bool ``[R, L]``: where a text has tokens.
             dtype: The compute dtype.
             bias: Whether the patch embedding has one.
+            masks: Whether patches may be masked. Momentum twins see whole pictures.
             momentum: Of the twin; None builds none.
         """
 
         def build(still: bool) -> nn.Module:
-            return Towers(patches, vision, words, text.still() if still else text, bias)
+            return Towers(patches, vision, words, text.still() if still else text, bias=bias, masks=masks)
 
         super().__init__(build, dtype, momentum)
         self.sizes, self.reads = patches, reads
@@ -75,14 +79,18 @@ class EmbedTowers(EmbeddingLayer):
         """Operations on the patches."""
         assert isinstance(self.block, Towers)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
-        # No gradient flows into pixels: one product less.
-        return (num_rows(layout.visual) * self.backward.passes_on_pixels + twin_rows(layout, "visual")) * one
+        # Masked passes reuse the products of the whole pictures. No gradient flows into pixels: one product less.
+        rows = min(num_rows(layout.visual), layout.batch_size)
+        return (rows * self.backward.passes_on_pixels + twin_rows(layout, "visual")) * one
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The embedding of an encoder that no step uses."""
         assert isinstance(self.block, Towers)
+        visual = self.block.visual
         if not any(layout.visual for layout in layouts):
-            yield from self.block.visual.parameters()
+            yield from visual.parameters()
+        elif visual.mask_token is not None and all(layout.visual.keys() <= {CLEAN} for layout in layouts):
+            yield visual.mask_token
         if not any(layout.text or layout.generation for layout in layouts):
             yield from self.block.text.parameters()
 
@@ -97,7 +105,9 @@ class EmbedTowers(EmbeddingLayer):
         assert isinstance(online, Towers)
         made: dict[str, Tensor] = {}
         if layout.visual:
-            made["visual"] = online.visual(state["frames"], self.dtype, state.get("grids"))
+            masked = [(state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != CLEAN]
+            seen = state["frames"], self.dtype, state.get("grids")
+            made["visual"] = online.visual(*seen, masked, CLEAN in layout.visual)
             made |= visual_mask(state, layout.num_frames, "frame by frame")
         if layout.text:
             token_ids = words_of(state, layout.text)

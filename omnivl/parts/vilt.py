@@ -59,12 +59,20 @@ class OneImageEmbedding(ImageEmbedding):
         super().__init__(patches, blocks)
         self.dropout = blocks.dropout
 
-    def forward(self, frames: Tensor, dtype: torch.dtype, grids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        dtype: torch.dtype,
+        grids: Tensor | None = None,
+        masked: Sequence[tuple[Tensor, Tensor]] = (),
+        clean: bool = True,
+    ) -> Tensor:
         """Embeds uint8 ``frames [B, 1, 3, H, W]`` to ``[B, 1 + N, D]`` of ``dtype``; see ``ImageEmbedding``.
 
         Raises:
             ModelError: There are several frames or pictures in a sample, or their size is no multiple of a patch's.
         """
+        assert clean and not masked, "EmbedPair refuses masked images"
         if frames.shape[1] != 1:
             raise ModelError(
                 f"architecture 'vilt': got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
@@ -191,14 +199,14 @@ class NormAndPooler(nn.Module):
         self.norm = LayerNorm(hidden_size, eps)
         self.pooler = Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, pools: bool) -> tuple[Tensor, Tensor | None]:
-        """``x [R, S, D]`` normalised and, if ``pools``, ``tanh`` of a map of its first position ``[R, D]``."""
+    def forward(self, x: Tensor, pools: bool, place: int = 0) -> tuple[Tensor, Tensor | None]:
+        """``x [R, S, D]`` normalised and, if ``pools``, ``tanh`` of a map of the position ``place``, ``[R, D]``."""
         x = self.norm(x)
-        return x, torch.tanh(self.pooler(x[:, 0])) if pools else None
+        return x, torch.tanh(self.pooler(x[:, place])) if pools else None
 
 
 class FusedNorm(BlockLayer):
-    """The normalisation at the end, and the pooler of the text's first position.
+    """The normalisation at the end, and the pooler of the text's first position, or of a class token behind the text.
 
     Keeps the text positions of ``fused``, and adds ``fused_visual/{segment}`` for rows whose visual positions a loss
     reads, and ``pooled`` if it is read.
@@ -206,8 +214,15 @@ class FusedNorm(BlockLayer):
 
     stack = "fused"
 
-    def __init__(self, sizes: Transformer) -> None:
+    def __init__(self, sizes: Transformer, *, has_class: bool = False) -> None:
+        """Builds the layer.
+
+        Args:
+            sizes: Of the transformer.
+            has_class: Whether rows have a class token between text and patches, which is pooled.
+        """
         super().__init__("fused_norm", lambda still: NormAndPooler(sizes.hidden_size, sizes.norm_eps))
+        self.has_class = has_class
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are fused rows."""
@@ -234,9 +249,10 @@ class FusedNorm(BlockLayer):
         layout = state.layout
         if not self.acts(layout):
             return state
-        length = state["fused"].shape[1] - state["memory"].shape[1]
-        x, pooled = self.run(state["fused"], "pooled" in layout.reads)
-        seen = {f"fused_visual/{name}": x[layout.fused[name], length:] for name in layout.fused_visual}
+        first_patch = state["fused"].shape[1] - state["memory"].shape[1]
+        length = first_patch - self.has_class
+        x, pooled = self.run(state["fused"], "pooled" in layout.reads, length if self.has_class else 0)
+        seen = {f"fused_visual/{name}": x[layout.fused[name], first_patch:] for name in layout.fused_visual}
         whole = {} if pooled is None else {"pooled": pooled}
         left = {"fused": x[:, :length], "fused_mask": state["fused_mask"][:, :length]}
         return state.merged({**left, **seen, **whole})

@@ -39,6 +39,7 @@ STAGES = {
     "limoe_tiny": ["contrastive"],
     "blip2_tiny": ["queries", "captions"],
     "vqa_tiny": ["pretrain", "open"],
+    "flava_tiny": ["pretrain"],
 }
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
 
