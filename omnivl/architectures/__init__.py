@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from omnivl.architectures.albef import ALBEF
+from omnivl.architectures.align import ALIGN
 from omnivl.architectures.base import Architecture, Kit
 from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
@@ -16,11 +17,14 @@ from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
-ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA, Field(discriminator="kind")]
+ArchitectureConfig = Annotated[
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN, Field(discriminator="kind")
+]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "ALBEF",
+    "ALIGN",
     "BLIP2",
     "CLIP",
     "FLAVA",

@@ -97,6 +97,7 @@ class Project(ChainLayer):
         bias: bool = True,
         pools: Mapping[str, Pool] | None = None,
         several: Collection[str] = (),
+        unprojected: Collection[str] = (),
     ) -> None:
         """Builds the projections, and their twins if an objective reads them.
 
@@ -110,6 +111,7 @@ class Project(ChainLayer):
                 returns no other position.
             several: Streams whose samples keep the embeddings of all pooled positions, ``[B, M, P]``; those of other
                 streams are averaged.
+            unprojected: Streams whose pooled position is the embedding as it is.
 
         Raises:
             ModelError: An objective needs momentum twins and the model has none.
@@ -118,9 +120,13 @@ class Project(ChainLayer):
         require_momentum(momentum, objectives)
         self.momentum, self.joins_inputs, self.pools = momentum, joins_inputs, pools or {}
         self.several = several
-        visual, text = ((sizes.widths[stream], sizes.projection_size) for stream in ("visual", "text"))
-        self.visual_projection = Linear(*visual, bias=bias)
-        self.text_projection = Linear(*text, bias=bias)
+
+        def projection(stream: str) -> nn.Module:
+            if stream in unprojected:
+                return nn.Identity()
+            return Linear(sizes.widths[stream], sizes.projection_size, bias=bias)
+
+        self.visual_projection, self.text_projection = projection("visual"), projection("text")
         options = temperature_of(objectives)
         # One element instead of a scalar: hosts that shard cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(options.initial)]), options.learnt)
@@ -130,8 +136,8 @@ class Project(ChainLayer):
         self.momentum_text_projection: nn.Module | None = None
         asked = [demands for objective in objectives for demands in objective.demands_of_kinds.values()]
         if any(TWIN + name in demands.fields for demands in asked for name in (*EMBEDDINGS, *PARTS)):
-            self.momentum_visual_projection = frozen_twin(Linear(*visual, bias=bias), self.visual_projection)
-            self.momentum_text_projection = frozen_twin(Linear(*text, bias=bias), self.text_projection)
+            self.momentum_visual_projection = frozen_twin(projection("visual"), self.visual_projection)
+            self.momentum_text_projection = frozen_twin(projection("text"), self.text_projection)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Parameters that no loss reads: hard negatives are drawn without a gradient."""

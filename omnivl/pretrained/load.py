@@ -203,7 +203,7 @@ def _of_part(translated: Translation, part: Part) -> Translation:
 
 def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -> LoadReport:
     """Copies tensors with the chain's own names into a part of it."""
-    own = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
+    own = {name: one for name, one in _tensors(chain).items() if "momentum_" not in name}
     parameters = {name: p for name, p in own.items() if name.startswith(PARTS[part])}
     given = {name: tensor for name, tensor in found.items() if name in parameters or name not in own}
     matched = [name for name in given if name in parameters]
@@ -213,6 +213,19 @@ def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -
     unexpected = tuple(sorted(given.keys() - parameters.keys()))
     fresh = (*_fresh_blocks(parameters, given.keys()), *rows)
     return LoadReport("its own", tuple(matched), resized, missing, unexpected, fresh)
+
+
+def _tensors(chain: Chain) -> dict[str, Tensor]:
+    """The parameters, and buffers outside of heads: running statistics."""
+    buffers = {name: one for name, one in chain.named_buffers() if not name.startswith("losses.")}
+    return {**dict(chain.named_parameters()), **buffers}
+
+
+def _tensor(chain: Chain, name: str) -> Tensor:
+    """One of these."""
+    module, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(chain.get_submodule(module), leaf)
+    return found
 
 
 def _copy(
@@ -235,7 +248,7 @@ def _copy(
     resized: dict[str, str] = {}
     fresh: list[str] = []
     for name, tensor in tensors.items():
-        parameter = chain.get_parameter(name)
+        parameter = _tensor(chain, name)
         fitted = fit(chain, name, nearest_times(tensor, len(parameter)) if name in nearest else tensor, path)
         if not fitted.is_meta and not bool(fitted.isfinite().all()):
             raise ModelError(f"{path}: {name} has values that are not finite; allowed are numbers; fetch it again")
@@ -308,7 +321,7 @@ def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
         ModelError: The shapes differ in another way.
     """
     layer, _, inner = name.partition(".")
-    own = chain.get_parameter(name)
+    own = _tensor(chain, name)
     if tensor.shape == own.shape:
         return tensor
     if name in BY_WORDS and tensor.shape[1:] == own.shape[1:] and len(tensor) < len(own):

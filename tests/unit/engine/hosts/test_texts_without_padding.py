@@ -30,6 +30,8 @@ STAGES = {
     "emoji": ["spatial", "joint"],
     "albef_tiny": ["pretrain"],
     "tcl_tiny": ["pretrain"],
+    "flava_tiny": ["pretrain"],
+    "align_tiny": ["contrastive"],
     "clip_tiny": ["contrastive"],
     "vilt_tiny": ["pretrain"],
     "vlmo_tiny": ["language", "pairs"],
