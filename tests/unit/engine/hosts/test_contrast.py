@@ -1,5 +1,6 @@
 """Contrast of a whole step: what is embedded twice is embedded equally, and only a micro-batch is kept at a time."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from omnivl.chain.chain import EMBEDDING_STACK
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
-from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
+from omnivl.objectives import LM, MLM, VLM, IntraModal, Objective, UniVLC
 
 OBJECTIVES: tuple[Objective, ...] = (UniVLC(queue_size=16, batch_keys="momentum"), VLM(), MLM(), LM())
 LAYOUT = partial(plan_layout, OBJECTIVES)
@@ -70,6 +71,27 @@ def test_the_queue_gets_each_key_once() -> None:
     assert int(queue.keys().valid.sum()) == 12
     assert queue.keys().identity[queue.keys().valid].tolist() == torch.cat([one.identity for one in batches]).tolist()
     assert result.losses.keys() == {"univlc", "vlm", "mlm", "lm"}
+
+
+def test_contrast_within_modalities_over_a_step_is_that_of_the_joined_batch() -> None:
+    objectives = (UniVLC(queue_size=16, batch_keys="momentum"), IntraModal(queue_size=16))
+    (whole,) = real.step_batches(0, 1, 8, LocalGather(), objectives, of=("image_text",))
+    names, halves = ("frames", "token_ids", "identity", "label", "position"), (slice(0, 4), slice(4, 8))
+    cut = [replace(whole, **{name: getattr(whole, name)[own] for name in names}) for own in halves]
+    made = []
+    for given in ([whole], cut):
+        torch.manual_seed(0)
+        chain = build_chain(real.CONFIG, objectives, real.TOKENS, gather=LocalGather())
+        steps = {"gradient_accumulation_steps": len(given), "contrasts_step": len(given) > 1}
+        optimizer = OptimizerConfig(lr=1e-3, eps=1e-3)
+        host = PlainHost(chain, optimizer, partial(plan_layout, objectives), total_steps=3, **steps)  # type: ignore[arg-type]
+        made.append((host.step(given, 0), host.full_weights()))
+    (step, weights), (other, others) = made
+    assert other.losses == pytest.approx(step.losses, rel=1e-5)
+    assert other.losses.keys() == {"univlc", "intra_modal"}
+    assert weights is not None and others is not None
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_nothing_is_kept_of_the_first_pass() -> None:
