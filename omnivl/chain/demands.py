@@ -48,6 +48,8 @@ class Join:
         drawn: The side that the objective's ``draw`` replaces by other samples: the text, or what it ``sees``.
         times: Texts of each sample, one behind the other. Causal joins only.
         length: Positions of its texts; None: as many as those of the batch's texts. Causal joins only.
+        continues: Whether its texts are the batch's own with another first token and without their ends, so that a
+            causal text encoder has their states already. Causal joins only.
     """
 
     text: str = CLEAN
@@ -56,6 +58,7 @@ class Join:
     drawn: Literal["text", "sees"] | None = None
     times: int = 1
     length: int | None = None
+    continues: bool = False
 
     @property
     def seen(self) -> tuple[str, ...]:

@@ -197,12 +197,14 @@ class Writing:
         given: Ids that the text begins with, one or more; they are not written.
         end: Id of the token that ends it.
         max_length: Most tokens to write, the end included.
+        beside: The text that it looks at where none is given; None: it looks at no text, or at one that must be given.
     """
 
     tokenizer: Tokenizer
     given: tuple[int, ...]
     end: int
     max_length: int
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class LM(Objective):
         """One generated row per sample, over the clean visual rows."""
         if not is_pair(kind) or (is_label(kind) and not self.include_labels):
             return None
-        return Demands(joins={self.key: Join(text=self.key, mask="causal")}, reads=frozenset({VOCABULARY}))
+        written = Join(text=self.key, mask="causal", continues=not self.prompt)
+        return Demands(joins={self.key: written}, reads=frozenset({VOCABULARY}))
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands:
         """One generated row per text."""

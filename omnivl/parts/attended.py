@@ -59,8 +59,8 @@ def attention_weights(q: Tensor, k: Tensor, num_heads: int, mask: Tensor | None 
 
 
 def attends(block: nn.Module) -> bool:
-    """Whether ``attending`` hears a block: a grounded one of a decoder, or one over joined words and patches."""
-    return isinstance(block, GroundedBlock | UnifiedBlock)
+    """Whether ``attending`` hears a block: one of a decoder that looks at patches, or one over words and patches."""
+    return isinstance(block, UnifiedBlock) or (isinstance(block, GroundedBlock) and block.sees_patches)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def attending(blocks: Mapping[str, nn.Module]) -> Iterator[list[Attended]]:
         if any(getattr(one, "_compiled_call_impl", None) is not None for one in blocks.values()):
             until.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, block in blocks.items():
-            if isinstance(block, GroundedBlock):
+            if isinstance(block, GroundedBlock) and block.sees_patches:
                 hook = block.cross.register_forward_hook(_cross_hook(layer, heard), with_kwargs=True)
                 until.callback(hook.remove)
             elif isinstance(block, UnifiedBlock):

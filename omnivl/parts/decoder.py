@@ -41,6 +41,9 @@ def looking_ahead(sizes: Transformer) -> str | None:
 class GroundedBlock(ResidualBlock):
     """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
 
+    sees_patches: ClassVar[bool] = True
+    """Whether the visual features have a position for each patch."""
+
     def __init__(self, sizes: Transformer, causal: bool, index: int = 0, memory_size: int | None = None) -> None:
         """Builds the block.
 
@@ -97,10 +100,18 @@ class GroundedBlock(ResidualBlock):
         x = x if padding is None else padding.drop(x)
         attended, read = self.attend(self.norm1, x, mask, padding)
         x = self.leave(self.norm1, x if self.is_pre_norm else read, attended)
-        kv, memory = self.cross.project_beside(memory)
+        kv, memory = self.project_beside(memory)
         out = self._after_self_attention(x, kv, rows, memory_mask, mask, padding)
         y = out.y if padding is None else padding.restore(out.y)
         return FeedForwardOutput(y, out.router_sums, memory)
+
+    def project(self, memory: Tensor) -> Tensor:
+        """Keys and values of the memory, ``[R_memory, S, 2 D]``."""
+        return self.cross.project(memory)
+
+    def project_beside(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """``project``, and the memory for whatever else reads it (``moe.linear.linear_beside``)."""
+        return self.cross.project_beside(memory)
 
     def decode(
         self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None, memory_mask: Tensor | None = None
@@ -110,7 +121,7 @@ class GroundedBlock(ResidualBlock):
         Args:
             x: The new positions.
             past: Keys and values of the earlier positions, ``[R, L - l, 2 D]``; None at the start.
-            kv: Projected memory, from ``self.cross.project``.
+            kv: Projected memory, from ``project``.
             rows: As in ``forward``.
             memory_mask: As in ``forward``.
 
@@ -150,6 +161,8 @@ class GroundedLayer(StackBlock):
         *,
         memory_size: int | None = None,
         momentum: MomentumConfig | None = None,
+        block: type[GroundedBlock] = GroundedBlock,
+        seen: int | None = None,
     ) -> None:
         """Builds block ``index`` of a decoder.
 
@@ -160,9 +173,12 @@ class GroundedLayer(StackBlock):
             patches: Sizes of the images and clips that texts look at.
             memory_size: Width of the visual features; None: that of the decoder.
             momentum: Of its twin; None builds none.
+            block: Class of the block.
+            seen: Positions that generated texts look at, if they are neither those of the visual encoder nor those of
+                fused texts.
         """
-        super().__init__(index, sizes, lambda own: GroundedBlock(own, self.causal, index, memory_size), momentum)
-        self.length, self.patches = length, patches
+        super().__init__(index, sizes, lambda own: block(own, self.causal, index, memory_size), momentum)
+        self.length, self.patches, self.seen = length, patches, seen
 
     def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: float) -> float:
         """Operations on ``rows`` texts of ``tokens`` tokens each that look at ``seen`` positions, forward.
@@ -242,7 +258,8 @@ class GenerationBlock(GroundedLayer):
         """Of the generation stream."""
         assert isinstance(self.block, GroundedBlock)
         fused = {name: layout.fused[name] for name in layout.written_from}
-        seen = self.length if fused else visual_positions(self.patches, layout)
+        usual = self.length if fused else visual_positions(self.patches, layout)
+        seen = usual if self.seen is None else self.seen
         memory_rows = num_rows(fused) if fused else layout.batch_size * bool(layout.generation)
         total = memory_rows * self.block.cross.project_flops(seen)
         for name, rows in layout.generation.items():
@@ -272,7 +289,7 @@ class GenerationBlock(GroundedLayer):
     def _decode(self, state: State) -> State:
         assert isinstance(self.block, GroundedBlock)
         past_name, cross_name = f"cache/{self.name}/self", f"cache/{self.name}/cross"
-        kv = state[cross_name] if cross_name in state else self.block.cross.project(state["memory"])
+        kv = state[cross_name] if cross_name in state else self.block.project(state["memory"])
         mask = state.get("memory_mask")
         out, past = self.block.decode(state["generation"], state.get(past_name), kv, state["cache/rows"], mask)
         return state.merged({"generation": out.y, past_name: past, cross_name: kv})

@@ -10,23 +10,35 @@ from omnivl.parts.linear import LayerNorm, Linear
 
 
 class VocabularyHead(nn.Module):
-    """Dense, GELU, LayerNorm, and a score for every token of the vocabulary.
+    """Dense, GELU, LayerNorm, and a score for every token of the vocabulary; or the last map alone.
 
     Source: the MLM head of BERT (Devlin et al., arXiv 1810.04805), eps 1e-12 as in its code.
     Differs: the last map is not tied to the word embedding, which may be on another pipeline stage.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, *, transforms: bool = True, bias: bool = True) -> None:
+        """Builds the maps.
+
+        Args:
+            hidden_size: D.
+            vocab_size: V.
+            transforms: Whether there is anything before the last map.
+            bias: Whether the last map has one.
+        """
         super().__init__()
-        self.transform = Linear(hidden_size, hidden_size)
-        self.norm = LayerNorm(hidden_size, eps=1e-12)
-        self.decoder = Linear(hidden_size, vocab_size)
+        self.transform = Linear(hidden_size, hidden_size) if transforms else None
+        self.norm = LayerNorm(hidden_size, eps=1e-12) if transforms else None
+        self.decoder = Linear(hidden_size, vocab_size, bias)
 
     def flops(self) -> float:
         """Operations on one position, forward."""
-        return 2.0 * self.decoder.in_features * (self.transform.out_features + self.decoder.out_features)
+        transformed = 0 if self.transform is None else self.transform.out_features
+        return 2.0 * self.decoder.in_features * (transformed + self.decoder.out_features)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits fp32 ``[..., V]`` of hidden states ``[..., D]``; the products run in the dtype of the input."""
-        logits: Tensor = self.decoder(self.norm(F.gelu(self.transform(hidden))))
+        if self.transform is not None:
+            assert self.norm is not None
+            hidden = self.norm(F.gelu(self.transform(hidden)))
+        logits: Tensor = self.decoder(hidden)
         return logits.float()

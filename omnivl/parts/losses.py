@@ -3,7 +3,7 @@
 Shapes: B samples, R rows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Losses(ChainLayer):
         *,
         fillings: Mapping[str, FeedForwardConfig] | None = None,
         momentum: MomentumConfig | None = None,
+        vocabulary: Callable[[int, int], VocabularyHead] = VocabularyHead,
     ) -> None:
         """Builds the heads that ``objectives`` need; they share one vocabulary head.
 
@@ -58,6 +59,7 @@ class Losses(ChainLayer):
             gather: How to see the other replicas; None for a single one.
             fillings: The feed-forward slots' fillings, by stack; their routers have auxiliary losses.
             momentum: Of the vocabulary head's twin.
+            vocabulary: Makes the head on words from the width of their states and the number of words.
         """
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
@@ -68,9 +70,9 @@ class Losses(ChainLayer):
         self.momentum_vocabulary: nn.Module | None = None
         self.reading_words = {key for key, objective in self.objectives.items() if objective.reads(VOCABULARY)}
         if self.reading_words:
-            self.vocabulary = VocabularyHead(sizes.words, sizes.vocab_size)
+            self.vocabulary = vocabulary(sizes.words, sizes.vocab_size)
             if any(objective.reads(_VOCABULARY_TWIN) for objective in objectives):
-                self.momentum_vocabulary = frozen_twin(VocabularyHead(sizes.words, sizes.vocab_size), self.vocabulary)
+                self.momentum_vocabulary = frozen_twin(vocabulary(sizes.words, sizes.vocab_size), self.vocabulary)
         built = {key: objective.build_head(sizes) for key, objective in self.objectives.items()}
         self.heads = nn.ModuleDict({key: head for key, head in built.items() if head is not None})
 

@@ -24,11 +24,19 @@ class Towers(nn.Module):
     """Embeddings of both encoders: the module that ``EmbedTowers`` trains and that its momentum twin copies."""
 
     def __init__(
-        self, patches: Patches, vision: Transformer, words: Words, text: Transformer, *, bias: bool, masks: bool
+        self,
+        patches: Patches,
+        vision: Transformer,
+        words: Words,
+        text: Transformer,
+        *,
+        bias: bool,
+        masks: bool,
+        embed_texts: Callable[[Words, Transformer], TextEmbedding] = TextEmbedding,
     ) -> None:
         super().__init__()
         self.visual = ImageEmbedding(patches, vision, bias=bias, masks=masks)
-        self.text = TextEmbedding(words, text)
+        self.text = embed_texts(words, text)
 
 
 class EmbedTowers(EmbeddingLayer):
@@ -50,6 +58,7 @@ class EmbedTowers(EmbeddingLayer):
         bias: bool = True,
         masks: bool = False,
         momentum: MomentumConfig | None = None,
+        embed_texts: Callable[[Words, Transformer], TextEmbedding] = TextEmbedding,
     ) -> None:
         """Builds the embeddings.
 
@@ -63,10 +72,12 @@ class EmbedTowers(EmbeddingLayer):
             bias: Whether the patch embedding has one.
             masks: Whether patches may be masked. Momentum twins see whole pictures.
             momentum: Of the twin; None builds none.
+            embed_texts: Makes the embedding of texts.
         """
 
         def build(still: bool) -> nn.Module:
-            return Towers(patches, vision, words, text.still() if still else text, bias=bias, masks=masks)
+            texts = text.still() if still else text
+            return Towers(patches, vision, words, texts, bias=bias, masks=masks, embed_texts=embed_texts)
 
         super().__init__(build, dtype, momentum)
         self.sizes, self.reads = patches, reads

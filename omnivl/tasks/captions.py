@@ -228,7 +228,9 @@ def write_captions(
         UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
     """
     writing = encoder.writing(objective)
-    written = encoder.generate(objective, pictures, writing_search(writing, num_beams, max_length, **choice))
+    texts = [] if writing.beside is None else [writing.beside] * len(pictures)
+    search = writing_search(writing, num_beams, max_length, **choice)
+    written = encoder.generate(objective, pictures, search, texts)
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 
