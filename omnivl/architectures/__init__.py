@@ -12,13 +12,14 @@ from omnivl.architectures.align import ALIGN
 from omnivl.architectures.base import Architecture, Kit
 from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
+from omnivl.architectures.coca import CoCa
 from omnivl.architectures.flava import FLAVA
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN, Field(discriminator="kind")
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa, Field(discriminator="kind")
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
@@ -30,6 +31,7 @@ __all__ = [
     "FLAVA",
     "Architecture",
     "ArchitectureConfig",
+    "CoCa",
     "Kit",
     "OmniVL",
     "Unified",
