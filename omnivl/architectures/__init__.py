@@ -14,12 +14,13 @@ from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
 from omnivl.architectures.coca import CoCa
 from omnivl.architectures.flava import FLAVA
+from omnivl.architectures.git import GIT
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa, Field(discriminator="kind")
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa | GIT, Field(discriminator="kind")
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
@@ -29,6 +30,7 @@ __all__ = [
     "BLIP2",
     "CLIP",
     "FLAVA",
+    "GIT",
     "Architecture",
     "ArchitectureConfig",
     "CoCa",

@@ -1,0 +1,169 @@
+"""GIT's weights under our names and those of transformers' ``GitForCausalLM``, in both directions.
+
+Shapes: D width of the decoder.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnivl.architectures import clip_names
+from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
+from omnivl.chain.chain import Chain
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.errors import ModelError
+from omnivl.parts.sizes import Patches, Transformer
+
+TELLING = {"git.image_encoder.vision_model.pre_layrnorm.weight", "git.visual_projection.visual_projection.0.weight"}
+"""Names that the weights of every ``GitForCausalLM`` have."""
+_VISION, _PATCHES = "git.image_encoder.", "embed.block.visual.patches.weight"
+_TIMES = "visual_map.block.times"
+_WHOLE = {
+    "embed.block.text.words": "git.embeddings.word_embeddings.weight",
+    "embed.block.text.positions": "git.embeddings.position_embeddings.weight",
+}
+_MAPS = {
+    "embed.block.text.norm": "git.embeddings.LayerNorm",
+    "visual_map.block.linear": "git.visual_projection.visual_projection.0",
+    "visual_map.block.norm": "git.visual_projection.visual_projection.1",
+    "losses.vocabulary.decoder": "output",
+}
+_BLOCK = {
+    "attention.out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "ffn.fc1": "intermediate.dense",
+    "ffn.fc2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+
+
+def names(vision_layers: int, decoder_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each parameter of ours with the parameters of the class that it concatenates, but for the frames' embeddings."""
+    for ours, parts in clip_names.names(vision_layers, 0):
+        if parts[0].startswith("vision_model."):
+            yield ours, tuple(_VISION + part for part in parts)
+    for ours, theirs in _WHOLE.items():
+        yield ours, (theirs,)
+    joint: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _MAPS.items()}
+    for index in range(decoder_layers):
+        block, theirs = f"generation_{index:02d}.block", f"git.encoder.layer.{index}"
+        joint |= {f"{block}.{own}": (f"{theirs}.{other}",) for own, other in _BLOCK.items()}
+        joint[f"{block}.attention.qkv"] = tuple(f"{theirs}.{part}" for part in _QKV)
+    for ours, parts in joint.items():
+        for ending in ("weight", "bias"):
+            yield f"{ours}.{ending}", tuple(f"{part}.{ending}" for part in parts)
+
+
+def from_transformers(
+    weights: Mapping[str, Tensor], path: Path, vision: Transformer, decoder: Transformer
+) -> dict[str, Tensor] | None:
+    """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
+
+    Args:
+        weights: By the class's names, or by those of CLIP's image tower.
+        path: The folder or file.
+        vision: Our image encoder.
+        decoder: Our decoder.
+
+    Returns:
+        None if the weights are of neither.
+
+    Raises:
+        ModelError: Options of ours compute something else.
+    """
+    is_clip = "vision_model.pre_layrnorm.weight" in weights
+    if not is_clip and not weights.keys() >= TELLING:
+        return None
+    said = read_json(path / "config.json") if path.is_dir() else {}
+    if unmet := list(_unmet(said, vision, None if is_clip else decoder)):
+        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+    pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
+    if is_clip:
+        return clip_names.from_transformers(weights, pixels)
+    tower = {name.removeprefix(_VISION): one for name, one in weights.items() if name.startswith(_VISION)}
+    found = clip_names.from_transformers(tower, pixels)
+    start = "git.encoder.layer."
+    depth = 1 + max(int(name[len(start) :].partition(".")[0]) for name in weights if name.startswith(start))
+    taken: set[str] = set()
+    for ours, parts in names(0, depth):
+        if not parts[0].startswith(_VISION) and all(part in weights for part in parts):
+            found[ours] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
+            taken.update(parts)
+    frames = sorted(name for name in weights if name.startswith("git.img_temporal_embedding."))
+    if frames:
+        found[_TIMES] = torch.cat([weights[name].flatten(0, 1) for name in frames])
+    rest = weights.keys() - taken - set(frames) - {_VISION + name for name in tower}
+    return found | {name: weights[name] for name in rest}
+
+
+def to_transformers(
+    sizes: Patches, vision: Transformer, decoder: Transformer, words: int, chain: Chain, tokens: SpecialTokens
+) -> Foreign:
+    """A chain of dense stacks as ``GitForCausalLM``."""
+    own = {name: tensor.detach() for name, tensor in chain.state_dict().items()}
+    own[_PATCHES] = own[_PATCHES].view(vision.hidden_size, 3, sizes.patch_size, sizes.patch_size)
+    weights: dict[str, Tensor] = {}
+    for ours, parts in names(vision.layers, decoder.layers):
+        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
+        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    for frame, one in enumerate(own.get(_TIMES, ())):
+        weights[f"git.img_temporal_embedding.{frame}"] = one.clone()[None, None]
+    config = {
+        "model_type": "git",
+        "vision_config": {
+            **_stack_config(vision),
+            **{"model_type": "git_vision_model", "image_size": sizes.image_size, "patch_size": sizes.patch_size},
+        },
+        **_stack_config(decoder),
+        "vocab_size": words,
+        "max_position_embeddings": len(own["embed.block.text.positions"]),
+        "hidden_dropout_prob": decoder.dropout,
+        "attention_probs_dropout_prob": 0.0,
+        "num_image_with_embedding": sizes.num_frames if _TIMES in own else None,
+        "tie_word_embeddings": False,
+        **{"pad_token_id": tokens.pad, "bos_token_id": tokens.cls, "eos_token_id": tokens.sep},
+    }
+    placed = {ours for ours, _ in names(vision.layers, decoder.layers)} | {_TIMES}
+    left = tuple(name for name, _ in chain.named_parameters() if name not in placed)
+    return Foreign("GitForCausalLM", config, weights, clip_names.image_processor(sizes.image_size), left)
+
+
+def _stack_config(stack: Transformer) -> dict[str, Any]:
+    return {
+        "hidden_size": stack.hidden_size,
+        "intermediate_size": stack.inner_size,
+        "num_hidden_layers": stack.layers,
+        "num_attention_heads": stack.num_heads,
+        "hidden_act": stack.activation,
+        "layer_norm_eps": stack.norm_eps,
+    }
+
+
+def _unmet(said: Mapping[str, Any], vision: Transformer, decoder: Transformer | None) -> Iterator[str]:
+    """Options that the weights need and shapes do not show, as unfinished messages.
+
+    Args:
+        said: Content of ``config.json``; missing fields have the class's defaults. Empty: nothing is known.
+        vision: Our image encoder.
+        decoder: Our decoder; None for weights of CLIP.
+    """
+    if not said:
+        return
+    towers = [("vision", vision, said.get("vision_config", said), {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5})]
+    if decoder is not None:
+        towers.append(("decoder", decoder, said, {"hidden_act": "gelu", "layer_norm_eps": 1e-12}))
+        if decoder.norm != "post":
+            yield f"model.decoder.norm: got {decoder.norm!r}; allowed 'post' with these weights"
+    for name, own, config, defaults in towers:
+        wanted = {
+            "num_heads": config.get("num_attention_heads", 12),
+            "activation": config.get("hidden_act", defaults["hidden_act"]),
+            "norm_eps": config.get("layer_norm_eps", defaults["layer_norm_eps"]),
+        }
+        for option, value in wanted.items():
+            if (got := getattr(own, option)) != value:
+                yield f"model.{name}.{option}: got {got!r}; allowed {value!r} with these weights"
