@@ -16,11 +16,12 @@ from omnivl.architectures.coca import CoCa
 from omnivl.architectures.flava import FLAVA
 from omnivl.architectures.git import GIT
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
+from omnivl.architectures.simvlm import SimVLM
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa | GIT, Field(discriminator="kind")
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM, Field(discriminator="kind")
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
@@ -36,6 +37,7 @@ __all__ = [
     "CoCa",
     "Kit",
     "OmniVL",
+    "SimVLM",
     "Unified",
     "ViLT",
     "VisionConfig",

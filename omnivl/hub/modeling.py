@@ -25,7 +25,7 @@ from omnivl.errors import ModelError, did_you_mean
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import caption_search, generate
 from omnivl.inference.predict import predict
-from omnivl.objectives import ITM, LM, VLM, VQA, Answer, Objective
+from omnivl.objectives import ITM, LM, VLM, VQA, Answer, Objective, SplitLM
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.project import Project
 from omnivl.parts.similarity import similarity
@@ -53,9 +53,9 @@ class OmniVLOutput(ModelOutput):
 
 
 MATCHING: tuple[type[Objective], ...] = (VLM, ITM)
-WRITING: tuple[type[Objective], ...] = (LM,)
+WRITING: tuple[type[Objective], ...] = (LM, SplitLM)
 CHOOSING: tuple[type[Objective], ...] = (VQA,)
-ANSWERING: tuple[type[Objective], ...] = (Answer,)
+ANSWERING: tuple[type[Objective], ...] = (Answer, SplitLM)
 """Objectives whose heads match pairs, generate texts, choose answers to questions, and generate answers."""
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -262,7 +262,8 @@ class OmniVLModel(PreTrainedModel):
         Args:
             pixel_values: Images, or
             pixel_values_videos: clips: one of the two.
-            input_ids: Questions int64 ``[B, L]``, for models that were trained to answer them; other models ignore it.
+            input_ids: Questions int64 ``[B, L]``, for models that were trained to answer them, or beginnings of the
+                captions, for models that were trained to go on with them; other models ignore it.
             attention_mask: As in ``get_text_features``.
             max_new_tokens: Largest number of tokens, end token included; None: the model's number of positions.
             num_beams: Number of texts kept at each step.
@@ -297,6 +298,8 @@ class OmniVLModel(PreTrainedModel):
             repetition_penalty=repetition_penalty,
         )
         frames = _one_of(pixel_values, pixel_values_videos)
+        if asked is None and isinstance(self.chain.objectives[head], SplitLM):  # an empty beginning
+            asked = torch.tensor([[tokens.cls, tokens.sep]], device=frames.device).repeat(len(frames), 1)
         return generate(self._ready(), head, frames, options, token_ids=asked).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:

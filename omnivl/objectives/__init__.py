@@ -29,12 +29,13 @@ from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.region import Region
 from omnivl.objectives.regress import Regress
 from omnivl.objectives.segment import Segment
+from omnivl.objectives.split_lm import SplitLM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | IntraModal | LocalMI | MMM)
+    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | SplitLM | IntraModal | LocalMI | MMM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
@@ -70,5 +71,6 @@ __all__ = [
     "Region",
     "Regress",
     "Segment",
+    "SplitLM",
     "UniVLC",
 ]
