@@ -28,7 +28,19 @@ from omnivl.errors import UserError
 ROOT = Path(__file__).parents[1]
 SLOW_SECONDS = 5.0
 
-_PLANS = ("quickstart", "clip_tiny", "albef_tiny", "blip2_tiny", "limoe_tiny", "vilt_tiny", "vqa_tiny", "beit3_tiny")
+_PLANS = (
+    "quickstart",
+    "clip_tiny",
+    "coca_tiny",
+    "git_tiny",
+    "simvlm_tiny",
+    "albef_tiny",
+    "blip2_tiny",
+    "limoe_tiny",
+    "vilt_tiny",
+    "vqa_tiny",
+    "beit3_tiny",
+)
 _TASKS = "tasks:\n  - retrieval\n  - {kind: zero_shot, name: labels, prompts: ['a {label}'], where: {split: [train]}}\n"
 _SWEEP = """name: s
 plan: quickstart.yaml

@@ -30,6 +30,27 @@ NARROW = [
     *("model.image_size=32", "model.video_size=32", "model.patch_size=8", "model.num_frames=2", "model.text_length=8"),
     "batch.micro_batch_size_per_gpu=8",
 ]
+_NARROW_TEXTS = "{hidden_size: 16, num_heads: 2, layers: 2, norm_eps: 1e-5}"
+NARROW_STACKS = {
+    "coca_tiny": [
+        "model.vision={hidden_size: 24, num_heads: 2, layers: 2, norm_eps: 1e-5}",
+        *(f"model.{name}={_NARROW_TEXTS}" for name in ("text", "multimodal")),
+        *("model.caption_queries=3", "model.projection_size=8", "model.image_size=32", "model.patch_size=8"),
+        *("model.num_frames=2", "model.text_length=8", "parallel.precision=fp32", "batch.micro_batch_size_per_gpu=8"),
+    ],
+    "git_tiny": [
+        "model.vision={hidden_size: 24, num_heads: 2, layers: 2, norm_eps: 1e-5}",
+        "model.decoder={hidden_size: 16, num_heads: 2, layers: 2, norm: post, norm_eps: 1e-12}",
+        *("model.image_size=32", "model.patch_size=8", "model.num_frames=2", "model.text_length=8"),
+        *("parallel.precision=fp32", "batch.micro_batch_size_per_gpu=8"),
+    ],
+    "simvlm_tiny": [
+        *(f"model.{name}={{hidden_size: 16, num_heads: 2, layers: 2}}" for name in ("encoder", "decoder")),
+        *("model.stem_width=4", "model.image_size=32", "model.text_length=8"),
+        *("parallel.precision=fp32", "batch.micro_batch_size_per_gpu=8"),
+    ],
+}
+"""In place of ``NARROW`` where each stack has its own width."""
 # Noise is each replica's own, hence none.
 STILL = ["model.ffn.router.noise=0", "model.ffn.router.losses.load=0"]
 CHANGED = {
@@ -76,6 +97,9 @@ UNIFIED: dict[str, tuple[str, list[str], list[str]]] = {
 OF_OWN_SIZES = [*OF_PAIRS, "{kind: mrm, every: 2}", "{kind: mfm, every: 2}"]
 STAGES = {
     **UNIFIED,
+    "coca_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], []),
+    "git_tiny-captions": ("captions", [PAIRS, CLIPS], []),
+    "simvlm_tiny-pairs": ("pairs", [PAIRS], []),
     "quickstart-own": ("spatial", [PAIRS, CLIPS, LABELS], [*OF_OWN_SIZES, "{kind: lm}"]),
     "vlmo_tiny-own": ("pairs", [PAIRS, CLIPS], OF_OWN_SIZES),
     "quickstart-names": ("spatial", [entry[:-1] + ", fields: [name]}" for entry in (PAIRS, CLIPS, LABELS)], NAMED),
@@ -89,7 +113,7 @@ class PlanStage:
     def __init__(self, name: str) -> None:
         stage, data, objectives = STAGES[name]
         plan = name.partition("-")[0]
-        changed = [*NARROW, *CHANGED.get(plan, ()), f"stages.{stage}.data=[{', '.join(data)}]"]
+        changed = [*NARROW_STACKS.get(plan, NARROW), *CHANGED.get(plan, ()), f"stages.{stage}.data=[{', '.join(data)}]"]
         self._own_sizes = name.endswith("-own")
         if self._own_sizes:
             changed.append("model.sizes=native")

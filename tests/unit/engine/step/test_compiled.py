@@ -31,6 +31,9 @@ STAGES = {
     "albef_tiny": ("pretrain", []),
     "vqa_tiny": ("open", []),
     "clip_tiny": ("contrastive", []),
+    "coca_tiny": ("pairs", []),
+    "git_tiny": ("captions", []),
+    "simvlm_tiny": ("pairs", []),
     "blip2_tiny": ("captions", []),
 }
 

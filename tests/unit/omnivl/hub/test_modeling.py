@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 import small_blip2
+import small_coca
+import small_git
+import small_simvlm
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
@@ -19,7 +22,7 @@ from omnivl.hub import OmniVLConfig, OmniVLModel
 from omnivl.hub.modeling import MATCHING, WRITING
 from omnivl.inference.generate import SearchOptions, caption_search, generate
 from omnivl.inference.predict import predict
-from omnivl.objectives import ITC, ITM, LM, MLM, VLM, VQA, Answer, UniVLC
+from omnivl.objectives import ITC, ITM, LM, MLM, VLM, VQA, Answer, SplitLM, UniVLC
 from omnivl.parts.sizes import Transformer, Words
 from omnivl.pretrained.load import read_exported
 
@@ -247,11 +250,48 @@ def test_an_architecture_with_several_embeddings_of_an_image_compares_by_the_mos
         torch.testing.assert_close(out.itm_score, matches, rtol=1e-5, atol=1e-5)
 
 
+def test_coca_embeds_and_writes(tmp_path):
+    config = replace(small_coca.SMALL, vocab_size=TOKENS.vocab_size)
+    objectives = (ITC(), LM())
+    chain, model = exported(tmp_path, config, objectives)
+    batch = make_batch("image_text")
+    pixels, texts = batch.frames[:, 0], batch.token_ids
+    with torch.no_grad():
+        out = model(texts, pixel_values=pixels)
+        torch.testing.assert_close(out.image_embeds, chain.encode_visual(batch.frames), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.text_embeds, chain.encode_text(texts), rtol=1e-5, atol=1e-5)
+        states = model.get_text_features(texts).last_hidden_state
+        assert states.shape == (*texts.shape, 12)
+        wanted = generate(chain, "lm", batch.frames, caption_search(TOKENS, 7)).token_ids
+        assert torch.equal(model.generate(pixels), wanted)
+
+
+@pytest.mark.parametrize("config", [small_git.SMALL, small_simvlm.SMALL], ids=["git", "simvlm"])
+def test_what_only_writes(tmp_path, config):
+    config, key = replace(config, vocab_size=TOKENS.vocab_size), "lm" if config.kind == "git" else "split_lm"
+    chain, model = exported(tmp_path, config, (LM() if key == "lm" else SplitLM(),))
+    batch = make_batch("image_text")
+    side = config.image_size // 16  # of a picture of 16 pixels
+    frames = batch.frames.repeat_interleave(side, dim=-1).repeat_interleave(side, dim=-2)
+    options, beginning = caption_search(TOKENS, 7), torch.tensor([[TOKENS.cls, TOKENS.sep]] * len(frames))
+    with torch.no_grad():
+        wanted = generate(chain, key, frames, options, token_ids=None if key == "lm" else beginning).token_ids
+        assert torch.equal(model.generate(frames[:, 0]), wanted)
+        if key == "split_lm":
+            begun = batch.token_ids
+            wanted = generate(chain, key, frames, options, token_ids=begun).token_ids
+            assert torch.equal(model.generate(frames[:, 0], input_ids=begun), wanted)
+        with pytest.raises(ModelError, match=f"^embeddings: got architecture '{config.kind}'"):
+            model.get_image_features(frames[:, 0])
+
+
 def test_errors_say_what_to_do(tmp_path):
     config = OmniVLConfig.of(CONFIG, (UniVLC(),), TOKENS)
     model, batch = OmniVLModel(config), make_batch("image_text")
     pixels = batch.frames[:, 0]
-    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has univlc\)"):
+    with pytest.raises(
+        ModelError, match=r"^write captions: got a model without the head of lm or split_lm \(it has univlc\)"
+    ):
         model.generate(pixels)
     with pytest.raises(ModelError, match=r"^match: got a model without the head of vlm or itm"):
         model(batch.token_ids, pixel_values=pixels, use_itm_head=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnivl.architectures import ALBEF, BLIP2, Architecture, OmniVL, Unified, ViLT
+from omnivl.architectures import ALBEF, BLIP2, GIT, Architecture, CoCa, OmniVL, Unified, ViLT
 from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.objective import Objective
@@ -44,6 +44,11 @@ BLIP2_SMALL = BLIP2(
     patch_size=8,
     projection_size=8,
 )
+SQUARES = {"image_size": 32, "patch_size": 8, "text_length": 8, "vocab_size": 12}
+COCA_SMALL = CoCa(
+    vision=NARROW, text=NARROW, multimodal=NARROW, caption_queries=4, pooler_heads=2, projection_size=8, **SQUARES
+)
+GIT_SMALL = GIT(vision=NARROW, decoder=BERT, **SQUARES)
 CHOOSES = VQA(answers=("red", "cat"))
 TEXTS = ["red cat", "a sun on a tree", "tree"]
 
@@ -168,7 +173,9 @@ def test_pictures_of_their_own_sizes_have_their_own_grids(model: Architecture) -
 
 
 @pytest.mark.parametrize(
-    ("model", "objective"), [(OMNIVL, Recognize(classes=("a", "b"))), (BLIP2_SMALL, CHOOSES)], ids=["text", "layer"]
+    ("model", "objective"),
+    [(OMNIVL, Recognize(classes=("a", "b"))), (BLIP2_SMALL, CHOOSES), (COCA_SMALL, LM()), (GIT_SMALL, LM())],
+    ids=["text", "layer", "queries", "joint layer"],
 )
 def test_there_is_none_where_no_text_or_no_layer_reads_both(model: Architecture, objective: Objective) -> None:
     made = encoder(model, objective)

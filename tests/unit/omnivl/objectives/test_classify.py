@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import small_blip2
 import small_clip
+import small_coca
 import small_towers
 import torch
 import torch.nn.functional as F
@@ -36,11 +37,12 @@ MODELS: dict[str, Architecture] = {
     "unified": replace(Unified.like(CONFIG), multiway=True),
     "clip": small_clip.SMALL,
     "blip2": small_blip2.SMALL,
+    "coca": small_coca.SMALL,
 }
 
 
 def tokens_of(model: Architecture) -> SpecialTokens:
-    return {"clip": small_clip.TOKENS, "blip2": small_towers.TOKENS}.get(model.kind, TOKENS)
+    return {"clip": small_clip.TOKENS, "coca": small_clip.TOKENS, "blip2": small_towers.TOKENS}.get(model.kind, TOKENS)
 
 
 def batch_of(model: Architecture, objectives: tuple[Objective, ...], names: tuple[str, ...]) -> Batch:
