@@ -55,7 +55,7 @@ class VisualMap(nn.Module):
         """Maps ``[M, S, D_v]``, frame by frame, to ``[M, S, D]``."""
         if frames > 1 and self.times is not None:
             times = resize_times(self.times, frames).to(x.dtype)
-            x = (x.unflatten(1, (frames, -1)) + times[:, None]).flatten(1, 2)
+            x = (x.reshape(len(x), frames, -1, x.shape[-1]) + times[:, None]).flatten(1, 2)
         mapped: Tensor = self.norm(self.linear(x))
         return mapped
 
@@ -203,7 +203,7 @@ class JointBlock(ResidualBlock):
         ``qkv [R, l, 3 D]`` are in rows, while padding is left out of ``words``.
         """
         attention, size = self.attention, words.shape[-1]
-        q, own = qkv.split((size, 2 * size), dim=-1)
+        q, own = qkv[..., :size], qkv[..., size:]
         own = own if past is None else torch.cat([past, own], dim=1)
         seen = kv if rows is None else kv.index_select(0, rows)
         mask = memory_mask if memory_mask is None or rows is None else memory_mask.index_select(0, rows)
