@@ -1,4 +1,4 @@
-"""Masked language modelling, grounded in the sample's image or clip or by the text alone.
+"""Masked language modelling, grounded in the sample's image, clip or set of images, or by the text alone.
 
 Shapes: B samples, L text positions.
 """
@@ -17,7 +17,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, ramp
 from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
 
@@ -30,8 +30,8 @@ class MLM(Objective):
     """Hides tokens; the masked text goes through the text encoder and, joined with visuals, through the fused blocks.
 
     Attributes:
-        grounded: Whether the words are restored from the image or clip as well; if false, from the text alone, as in
-            BERT.
+        grounded: Whether the words are restored from the image, clip or set of images as well; if false, from the text
+            alone, as in BERT.
         probability: Share of ordinary tokens to predict. At least one per text that has any.
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
@@ -81,7 +81,8 @@ class MLM(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, if grounded, one fused row per sample."""
-        if not (is_pair(kind) if self.grounded else has_text(kind)) or (is_label(kind) and not self.include_labels):
+        lacks = not has_text(kind) or (self.grounded and visual_of(kind) == "none")
+        if lacks or (is_label(kind) and not self.include_labels):
             return None
         joins = {self.key: Join(text=self.key)} if self.grounded else {}
         twins = (TWIN + "fused", TWIN + VOCABULARY) if self.soft_target_alpha > 0.0 else ()

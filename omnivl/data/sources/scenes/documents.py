@@ -1,14 +1,19 @@
 """Interleaved documents: pictures and sentences in turn that bind made-up names to things, and a question at the end.
 
-A document shows ``shots`` different things, one in each picture, and says of each what it is called: ``this is a dax.
-this is a wug. what is this?``. The last picture shows one of these things again: another drawing of it where there is
+A document shows ``shots`` different things, one in each picture, and says of each what it is called: ``this is a dra.
+this is a lun. what is this?``. The last picture shows one of these things again: another drawing of it where there is
 one, of another size in another place. The answer is the name that the document has given it.
 
 Names and their order are drawn independently of the things, and so is which thing is asked for: neither the text nor
 the last picture says the answer.
 
-Source: Tsimpoukelli et al., Frozen, arXiv 2106.13884, section 4.3 (Open-Ended miniImageNet, with the words dax and
-    blicket); Alayrac et al., Flamingo, arXiv 2204.14198, section 3.1.3 (interleaved pictures and text).
+Documents that call things by their own names (``this is a cat. this is a bus. what is this?``) teach what has to be
+learnt before: which sentence goes with which picture, and what that shows.
+
+Source: Tsimpoukelli et al., Frozen, arXiv 2106.13884, section 4.3 (Open-Ended miniImageNet, and with real names);
+    Alayrac et al., Flamingo, arXiv 2204.14198, section 3.1.3 (interleaved pictures and text).
+Differs: Frozen's dax and blicket are several tokens each. Here a made-up name is one token, as an own name is, so that
+    a sentence has the same place in every document.
 """
 
 from collections.abc import Sequence
@@ -20,10 +25,14 @@ from omnivl.data.sources.scenes.made import Made, pick, shuffled
 from omnivl.data.sources.scenes.world import Scene, Thing
 
 NAMES = (
-    *("dax", "wug", "blicket", "toma", "fep", "zup", "bouba", "vek"),
-    *("gip", "plon", "quib", "tupa", "mep", "pim", "lum", "geck"),
+    *("dra", "gra", "pla", "fla", "glo", "cro", "bla", "pol"),
+    *("lun", "vol", "vir", "sau", "ske", "wra", "nur", "fle"),
 )
-"""Made-up names; each is two tokens of the embedded vocabulary, of which the first is no other one's."""
+"""Made-up names; each is one token of the embedded vocabulary, as the names of all its concepts are."""
+
+MADE_UP, OWN = "made_up", "own"
+CALLED = (MADE_UP, OWN)
+"""How a document calls its things."""
 
 SHOTS = tuple(range(1, 9))
 """Allowed numbers of things that a document names."""
@@ -46,17 +55,19 @@ def files_of(shots: int) -> tuple[str, ...]:
     return (*(f"{number}.png" for number in range(1, shots + 1)), QUERY)
 
 
-def document(random: np.random.Generator, cast: Cast, shots: int) -> Made:
+def document(random: np.random.Generator, cast: Cast, shots: int, called: str = MADE_UP) -> Made:
     """A document that names so many things, of which the last picture shows one again.
 
     Args:
         random: The sample's generator.
         cast: The drawings.
         shots: Number of things, one of ``SHOTS``.
+        called: How they are called, one of ``CALLED``; the same things are shown either way.
     """
     ground = cast.ground(random)  # one for all pictures, so that it is no mark of any of them
     things = cast.draw_apart(random, shots, ground)
-    names = shuffled(random, NAMES)[:shots]
+    made_up = shuffled(random, NAMES)[:shots]
+    names = [one.name for one in things] if called == OWN else made_up
     asked = pick(random, range(shots))
     shown = [alone(random, one.name, one.drawing) for one in things]
     others = [one for one in cast.drawings(things[asked].name, ground) if one != things[asked].drawing]

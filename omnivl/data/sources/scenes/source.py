@@ -79,6 +79,7 @@ class SceneSource:
     - ``task: [entailment]``: one of ``TASKS``; by default questions about pictures, pairs or clips, as the kind says;
     - ``question_type: [count, what]``: types of questions or statements, all equally frequent; by default all;
     - ``shots: [4]``: the number of things that a document names, 1 to 8; by default 4;
+    - ``called: [own]``: a document calls them by their own names instead of made-up ones (``made_up``, the default);
     - ``part: [test]``: another endless supply of samples: ``train`` (the default), ``val``, ``test``; ``pairs``, whose
       two main things never stood together in training; ``concepts``, whose main thing (in documents: each thing) was in
       no scene of training;
@@ -120,14 +121,18 @@ class SceneSource:
         self._hides = next(iter(chosen(config, "hide", HIDES, ())), None)
         fitting = [kind for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task]]
         check_kind(config, fitting, f" for task {self._task!r}")
-        if config.where.get("shots") and self._task != "documents":
-            raise DataError(f"data source 'scenes': where.shots is of task 'documents', got {self._task!r}; remove it")
+        (self._called,) = chosen(config, "called", documents.CALLED, documents.CALLED[:1])
+        for name in ("shots", "called"):
+            if config.where.get(name) and self._task != "documents":
+                raise DataError(
+                    f"data source 'scenes': where.{name} is of task 'documents', got {self._task!r}; remove it"
+                )
         if self._task == "documents" and self._part == "pairs":
             raise DataError(
                 "data source 'scenes': where.part is 'pairs'; allowed for task 'documents', whose things never stand "
                 "together: train, val, test, concepts; change it"
             )
-        where = drawings_of(config, ("part", "task", "question_type", "shots", "hide"))
+        where = drawings_of(config, ("part", "task", "question_type", "shots", "called", "hide"))
         self._seed, self._length = seed, length
         least = documents.LEAST_SIDE if self._task == "documents" else LEAST_SIDE
         self._size, self._num_frames = max(size, least), max(num_frames, MIN_FRAMES)
@@ -178,7 +183,7 @@ class SceneSource:
         elif self._task == "clip_questions":
             found = [*(clips.ACTIONS if "does" in self._types else ()), *cast.names]
         elif self._task == "documents":
-            found = list(documents.NAMES)
+            found = list(cast.names if self._called == documents.OWN else documents.NAMES)
         elif self._task == "entailment":
             found = list(statements.ENTAILMENT)
         else:
@@ -190,7 +195,7 @@ class SceneSource:
         if self._task == "questions":
             made = questions.question(random, self._cast, self._types)
         elif self._task == "documents":
-            made = documents.document(random, self._cast, self._shots)
+            made = documents.document(random, self._cast, self._shots, self._called)
         else:
             made = _MAKERS[self._task](random, self._cast)
         pictures = [draw(scene, self._cast.sprite, self._size) for scene in made.scenes]

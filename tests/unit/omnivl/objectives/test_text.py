@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
+from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Heads
 from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State, StepLayout
-from omnivl.data.batch import Batch
+from omnivl.data.batch import DATA_KINDS, Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.objectives import LM, MLM, PrepareContext
@@ -22,6 +25,11 @@ from omnivl.objectives.mlm import Ids, ordinary_ids
 from omnivl.objectives.vocabulary import Teacher, token_loss
 from omnivl.parts.heads import VocabularyHead
 from omnivl.randomness import generator
+
+SMALL: dict[str, Any] = {
+    **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "alignment_layers": 1},
+    **{"generation_layers": 0, "image_size": 16, "video_size": 16, "text_length": 5, "vocab_size": 30},
+}
 
 
 def flat_head(hidden_size: int, bias: list[float]) -> VocabularyHead:
@@ -228,6 +236,52 @@ def test_soft_targets_equal_the_formula_and_teach_the_student_alone() -> None:
     torch.testing.assert_close(hidden.grad, gradient)
     assert taught.grad is None
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_masked_words_act_on_what_has_a_text_and_if_grounded_shows_something() -> None:
+    grounded, alone, labels = MLM(), MLM(grounded=False), MLM(include_labels=True)
+    assert [kind for kind in DATA_KINDS if grounded.demands(kind, 2)] == ["image_text", "video_text", "images_text"]
+    assert [kind for kind in DATA_KINDS if alone.demands(kind, 2)] == [
+        "image_text",
+        "video_text",
+        "text",
+        "images_text",
+    ]
+    assert [kind for kind in DATA_KINDS if labels.demands(kind, 2)] == [
+        *("image_text", "video_text", "image_label", "video_label", "images_text"),
+    ]
+
+
+def test_masked_words_are_read_off_every_picture_of_a_set(tokens: SpecialTokens) -> None:
+    """The loss is that of the fused row of the masked text and all pictures, whose order matters."""
+    objective, model = MLM(probability=0.5), replace(OmniVL.presets["tiny"], **SMALL)
+    torch.manual_seed(0)
+    chain = build_chain(model, (objective,), tokens).eval()
+    chain.embed.block.visual.times.data.normal_()
+    frames = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    own = torch.arange(2)
+    batch = Batch("images_text", frames, torch.tensor([[1, 6, 7, 8, 2], [1, 9, 10, 2, 0]]), own, own, own)
+    batch = replace(batch, prepared=objective.prepare(batch, PrepareContext(0, "test", tokens, (2, 2), 0)))
+    layout = plan_layout((objective,), "images_text", 2, 3)
+
+    def loss(shown: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = chain(State.from_batch(replace(batch, frames=shown), layout))["loss"]
+        return found
+
+    whole, targets = loss(frames), batch.prepared["mlm/targets"]
+    fused = replace(layout, mode="predict", objectives=())
+    hidden = chain.fold(State.from_batch(batch, fused))["fused"]
+    logits = chain.losses.vocabulary(hidden.flatten(0, 1))
+    wanted = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+    torch.testing.assert_close(whole, wanted)
+    others = torch.stack(
+        [
+            loss(torch.cat([frames[:, :one], 255 - frames[:, one : one + 1], frames[:, one + 1 :]], 1))
+            for one in range(3)
+        ]
+    )
+    turned = loss(frames.flip(1))
+    assert all(not torch.allclose(whole, one) for one in (*others, turned))
 
 
 def test_soft_targets_ask_for_twins_and_grow(make_batch: Callable[..., Batch], context: PrepareContext) -> None:

@@ -145,6 +145,10 @@ def test_lists_of_answers_hold_every_answer() -> None:
         answers = opened.answers()
         assert len(set(answers)) == len(answers)
         assert {str(opened.read(index).meta["answer"]) for index in range(200)} <= set(answers)
+    known, unseen = (source("documents", called=("own",), part=(part,)) for part in ("train", "concepts"))
+    assert known.answers() == unseen.answers() == Cast(FOOD, "train").names
+    for opened in (known, unseen):
+        assert {str(opened.read(index).meta["answer"]) for index in range(50)} <= set(opened.answers())
 
 
 def test_documents_have_a_picture_for_each_sentence_and_one_more() -> None:
@@ -184,6 +188,12 @@ def test_questions_of_some_types() -> None:
             "where.shots is ['9']; allowed: one of 1, 2, 3, 4, 5, 6, 7, 8; change it",
         ),
         ("images_text", {"shots": ("4",)}, "where.shots is of task 'documents', got 'pairs'; remove it"),
+        ("images_text", {"called": ("own",)}, "where.called is of task 'documents', got 'pairs'; remove it"),
+        (
+            "images_text",
+            {"task": ("documents",), "called": ("aloud",)},
+            "where.called is ['aloud']; allowed: one of made_up, own; change it",
+        ),
         (
             "images_text",
             {"task": ("documents",), "part": ("pairs",)},

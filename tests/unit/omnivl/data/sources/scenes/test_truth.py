@@ -10,7 +10,7 @@ import pytest
 from omnivl.data.sources.scenes.captions import captions, inventory, paragraph, phrases
 from omnivl.data.sources.scenes.cast import Cast, held_out
 from omnivl.data.sources.scenes.choices import DIALOGUE_OPTIONS, OPTIONS, dialogue, reasons
-from omnivl.data.sources.scenes.documents import NAMES, QUESTION, SHOTS, document, files_of
+from omnivl.data.sources.scenes.documents import CALLED, NAMES, QUESTION, SHOTS, document, files_of
 from omnivl.data.sources.scenes.expressions import expression
 from omnivl.data.sources.scenes.made import Made
 from omnivl.data.sources.scenes.questions import TYPES, question
@@ -312,12 +312,26 @@ def test_neither_the_text_nor_the_last_picture_of_a_document_says_the_name(cast:
         assert abs(square - free) < 4 * np.sqrt(2 * free)
 
 
-def test_names_of_documents_are_equally_long_for_the_embedded_tokenizer() -> None:
-    """None is unknown, and none can be told from another one by its length or shares its first token."""
+def test_names_of_documents_are_one_token_each_for_the_embedded_tokenizer(cast: Cast) -> None:
+    """Made-up and own ones alike, so that a sentence has one place; none is unknown, or what a thing is called."""
     tokenizer = load_tokenizer("emoji")
-    words = [TextReader(tokenizer, 64).words(name) for name in NAMES]
-    assert {len(one) for one in words} == {2} and len({one[0] for one in words}) == len(NAMES) == 2 * SHOTS[-1]
-    assert [tokenizer.decode(one) for one in words] == list(NAMES)
+    reader = TextReader(tokenizer, 64)
+    every = Cast({}, "train").names
+    assert len(NAMES) == len(set(NAMES)) == 2 * SHOTS[-1] and not set(NAMES) & set(every)
+    assert {len(reader.words(name)) for name in (*NAMES, *every)} == {1}
+    assert [tokenizer.decode(reader.words(name)) for name in NAMES] == list(NAMES)
+
+
+def test_documents_may_call_things_by_their_own_names(cast: Cast) -> None:
+    """The same pictures as under made-up names; the answer is what the last one shows."""
+    for index in range(FEW // 3):
+        made, bound = (document(generator(index, "own"), cast, 4, called) for called in CALLED[::-1])
+        assert made.scenes == bound.scenes and made.fields["option"] == bound.fields["option"]
+        names = [only(scene.things).name for scene in made.scenes]
+        assert made.fields["options"] == made.fields["concepts"] == names[:-1]
+        assert made.fields["answers"] == [made.fields["answer"]] == names[-1:]
+        assert made.captions == (" ".join([*(f"this is a {name}." for name in names[:-1]), QUESTION]),)
+        assert set(bound.fields["options"]) <= set(NAMES)  # type: ignore[call-overload]
 
 
 def test_documents_of_held_out_concepts_show_nothing_else() -> None:
