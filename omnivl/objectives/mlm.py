@@ -19,6 +19,7 @@ from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
 
 Ids = NDArray[np.int64]
@@ -35,6 +36,8 @@ class MLM(Objective):
         probability: Share of ordinary tokens to predict. At least one per text that has any.
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
+        words: The only words whose tokens are hidden, where others would be read off the text alone; a list, or the
+            path of a text file with one on each line. The plan that a run keeps holds the list. Empty: all words.
         include_labels: Whether class prompts are masked too.
         soft_target_alpha: Share of the target that is the momentum model's softmax for the same masked text and sample;
             0 for none. Needs the model's momentum twins, and an architecture with the stream ``momentum_fused``.
@@ -50,6 +53,7 @@ class MLM(Objective):
     probability: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
+    words: str | tuple[str, ...] = ()
     include_labels: bool = False
     soft_target_alpha: float = 0.0
     soft_target_warmup_steps: int = 0
@@ -58,7 +62,7 @@ class MLM(Objective):
         """Checks the options.
 
         Raises:
-            UserError: An option is out of its range.
+            UserError: An option is out of its range, or the list of words cannot be read.
         """
         super().__post_init__()
         self.require(0.0 < self.probability <= 1.0, "probability", "above 0 and at most 1")
@@ -69,6 +73,7 @@ class MLM(Objective):
         teaches = self.soft_target_alpha == 0.0 or self.grounded
         self.require(teaches, "soft_target_alpha", "0 unless grounded is true: the teacher reads fused rows")
         self.require(self.soft_target_warmup_steps >= 0, "soft_target_warmup_steps", "at least 0")
+        object.__setattr__(self, "words", read_list(self.words, f"objective {self.key}", "words"))
 
     @property
     def restored_words(self) -> dict[str, float]:
@@ -105,10 +110,19 @@ class MLM(Objective):
         assert batch.token_ids is not None, "acts on kinds with a text"
         token_ids = batch.token_ids.numpy()
         uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
-        corrupted, targets = self.hide(uniforms, token_ids, context.tokens)
+        corrupted, targets = self.hide(uniforms, token_ids, context.tokens, self._hidden_ids(context))
         return torch.from_numpy(corrupted), torch.from_numpy(targets)
 
-    def hide(self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
+    def _hidden_ids(self, context: PrepareContext) -> Ids | None:
+        """The ids that ``words`` allows to be hidden; None: all ordinary ones."""
+        if not self.words:
+            return None
+        reader = context.readers["text"]
+        return np.unique([token for word in self.words for token in reader.words(word)])
+
+    def hide(
+        self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens, only: Ids | None = None
+    ) -> tuple[Ids, Ids]:
         """Hides tokens of all texts of a batch at once; the result for a text depends on its own row only.
 
         Args:
@@ -117,11 +131,14 @@ class MLM(Objective):
                 replace it.
             token_ids: int64 ``[B, L]``, not changed.
             tokens: Special ids, which are never hidden and never used as replacement.
+            only: The ids that may be hidden; None: all ordinary ones.
 
         Returns:
             The corrupted texts and the targets, int64 ``[B, L]`` each.
         """
         candidate = ordinary(token_ids, tokens)
+        if only is not None:
+            candidate &= np.isin(token_ids, only)
         draws = uniforms[:, 1:].reshape(*token_ids.shape, 3)
         chosen = candidate & (draws[..., 0] < self.probability)
         number = candidate.sum(1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS, Batch
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import TextReader, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.objectives import LM, MLM, PrepareContext
 from omnivl.objectives.lm import shift
@@ -68,6 +70,32 @@ def test_hiding_by_hand(tokens: SpecialTokens) -> None:
     corrupted, targets = MLM().hide(np.array([first, second]), text, tokens)
     assert corrupted.tolist() == [[1, tokens.mask, 7, 17, 2], [1, 6, 7, tokens.mask, 2]]
     assert targets.tolist() == [[IGNORED, 6, 7, 8, IGNORED], [IGNORED, IGNORED, IGNORED, 8, IGNORED]]
+
+
+def test_only_tokens_of_some_words_are_hidden(context: PrepareContext, tmp_path: Path) -> None:
+    """A word of two tokens may lose either; a text without any of the words keeps all, and has no target."""
+    reader = TextReader(load_tokenizer("emoji"), 16)
+    listed = tmp_path / "words.txt"
+    listed.write_text("cat\ndax\n")
+    objective = MLM(probability=1.0, mask_share=1.0, random_share=0.0, words=str(listed))
+    assert objective.words == ("cat", "dax") and objective == replace(objective, words=("cat", "dax"))
+    texts = ["this is a cat.", "this is a dax. it is a cat.", "this is a dog."]
+    token_ids, special = torch.from_numpy(reader.encode(texts)), reader.tokenizer.special
+    own = torch.arange(3)
+    batch = Batch("text", None, token_ids, own, own, own, captions=tuple(texts))
+    prepared = replace(objective, grounded=False).prepare(
+        batch, replace(context, tokens=special, readers={"text": reader})
+    )
+    wanted = torch.isin(token_ids, torch.tensor([*reader.words("cat"), *reader.words("dax")]))
+    assert wanted.sum(1).tolist() == [1, 3, 0]
+    assert torch.equal(prepared["mlm/targets"] != IGNORED, wanted)
+    assert torch.equal(prepared["mlm/token_ids"] == special.mask, wanted)
+    everything = MLM(probability=1.0, grounded=False).prepare(batch, replace(context, tokens=special))
+    assert (everything["mlm/targets"] != IGNORED).sum() > wanted.sum()
+    with pytest.raises(
+        UserError, match=r"objective mlm: words\.1 is 'cat' a second time; allowed is each once; remove it"
+    ):
+        MLM(words=("cat", "cat"))
 
 
 def test_shares_of_masked_replaced_and_kept(tokens: SpecialTokens) -> None:
