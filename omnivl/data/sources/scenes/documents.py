@@ -26,7 +26,7 @@ from omnivl.data.sources.scenes.world import Scene, Thing
 
 NAMES = (
     *("dra", "gra", "pla", "fla", "glo", "cro", "bla", "pol"),
-    *("lun", "vol", "vir", "sau", "ske", "wra", "nur", "fle"),
+    *("lun", "vol", "vir", "sau", "ske", "wra", "nur", "tra"),
 )
 """Made-up names; each is one token of the embedded vocabulary, as the names of all its concepts are."""
 
