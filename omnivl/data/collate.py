@@ -117,7 +117,7 @@ class Collator:
             entry=entry,
             fields=collate_fields(fields or {}, kept, self._tokenizer, self._sizes.side(is_video(kind))),
             grids=grids,
-            second_view=_frames(second) if second else None,
+            second_view=_frames(second, new_frames) if second else None,
         )
         batch.check()
         return batch
