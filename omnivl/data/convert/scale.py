@@ -81,7 +81,7 @@ def scale_picture(
 def _stored(data: bytes, limits: DecodeLimits, where: str) -> Stored:
     """A picture as it is stored: grey ``[H, W]``, BGR or BGRA."""
     if picture_format(data) == "jpeg":
-        pixels = decode_jpeg(data, 0, limits, where)
+        pixels = decode_jpeg(data, 1, limits, where)
         return pixels[:, :, 0] if _mode_and_profile(data)[0] == "L" else pixels[:, :, ::-1]
     if not may_move(data):
         return stored_pixels(data)
