@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnivl.architectures import clip_names
+from omnivl.architectures.clip_names import from_transformers as tower_from_transformers
+from omnivl.architectures.clip_names import image_processor
+from omnivl.architectures.clip_names import names as tower_names
 from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
@@ -43,7 +45,7 @@ _QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
 
 def names(vision_layers: int, decoder_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Each parameter of ours with the parameters of the class that it concatenates, but for the frames' embeddings."""
-    for ours, parts in clip_names.names(vision_layers, 0):
+    for ours, parts in tower_names(vision_layers, 0):
         if parts[0].startswith("vision_model."):
             yield ours, tuple(_VISION + part for part in parts)
     for ours, theirs in _WHOLE.items():
@@ -83,9 +85,9 @@ def from_transformers(
         raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
     pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
     if is_clip:
-        return clip_names.from_transformers(weights, pixels)
+        return tower_from_transformers(weights, pixels)
     tower = {name.removeprefix(_VISION): one for name, one in weights.items() if name.startswith(_VISION)}
-    found = clip_names.from_transformers(tower, pixels)
+    found = tower_from_transformers(tower, pixels)
     start = "git.encoder.layer."
     depth = 1 + max(int(name[len(start) :].partition(".")[0]) for name in weights if name.startswith(start))
     taken: set[str] = set()
@@ -129,7 +131,7 @@ def to_transformers(
     }
     placed = {ours for ours, _ in names(vision.layers, decoder.layers)} | {_TIMES}
     left = tuple(name for name, _ in chain.named_parameters() if name not in placed)
-    return Foreign("GitForCausalLM", config, weights, clip_names.image_processor(sizes.image_size), left)
+    return Foreign("GitForCausalLM", config, weights, image_processor(sizes.image_size), left)
 
 
 def _stack_config(stack: Transformer) -> dict[str, Any]:

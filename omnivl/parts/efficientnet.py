@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.linear import Role
 from moe.ranges import Range
 from moe.working import working
 from omnivl.chain.flops import num_rows
@@ -256,6 +257,10 @@ class ConvolutionBlock(nn.Module):
         self.squeeze, self.excite = Linear(inner, sizes.squeezed), Linear(sizes.squeezed, inner)
         self.project = Linear(inner, sizes.outputs, bias=False)
         self.project_norm = BatchNorm(sizes.outputs, config)
+
+    def maps(self) -> Iterator[tuple[Role, Linear]]:
+        """See ``HasMaps``: a block's own perceptron, over channels."""
+        yield from (("feed_forward", one) for one in (self.expand, self.squeeze, self.excite, self.project) if one)
 
     @property
     def norms(self) -> list[BatchNorm]:

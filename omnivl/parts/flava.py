@@ -31,11 +31,13 @@ class Outputs(nn.Module):
         super().__init__()
         stacks = {"visual": vision, "text": text}
         self.norms = nn.ModuleDict({name: LayerNorm(one.hidden_size, one.norm_eps) for name, one in stacks.items()})
-        self.maps = nn.ModuleDict({name: Linear(one.hidden_size, fused.hidden_size) for name, one in stacks.items()})
+        self.to_fused = nn.ModuleDict(
+            {name: Linear(one.hidden_size, fused.hidden_size) for name, one in stacks.items()}
+        )
 
     def forward(self, x: Tensor, stream: str, joins: bool) -> tuple[Tensor, Tensor | None]:
         """The normalised output ``[R, positions, D_stream]`` and, if it is joined, its map ``[R, positions, D]``."""
-        return self.norms[stream](x), self.maps[stream](x) if joins else None
+        return self.norms[stream](x), self.to_fused[stream](x) if joins else None
 
 
 class EncoderOutputs(BlockLayer):
@@ -71,7 +73,7 @@ class EncoderOutputs(BlockLayer):
             "visual": num_rows(layout.visual) * visual_positions(self.patches, layout),
             "text": num_rows(layout.text) * (self.length if tokens is None else tokens),
         }
-        sizes = {name: one.weight.numel() for name, one in self.block.maps.items() if isinstance(one, Linear)}
+        sizes = {name: one.weight.numel() for name, one in self.block.to_fused.items() if isinstance(one, Linear)}
         return self.backward.passes * sum(2.0 * number * sizes[name] for name, number in positions.items())
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
@@ -81,7 +83,7 @@ class EncoderOutputs(BlockLayer):
             if not any(_is_read_apart(layout, stream) for layout in layouts):
                 yield from self.block.norms[stream].parameters()
             if not any(layout.fused and layout.segments(stream) for layout in layouts):
-                yield from self.block.maps[stream].parameters()
+                yield from self.block.to_fused[stream].parameters()
 
     def forward(self, state: State) -> State:
         """See the class."""

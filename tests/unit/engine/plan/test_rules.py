@@ -56,6 +56,10 @@ STAGE_CASES = {
         "p:7: stages.0.optimizer.muon: got options, with kind 'adamw'; allowed options with kind 'muon'; "
         "set optimizer.kind: muon, or remove them",
     ),
+    "second_views_are_seen": (
+        {"data": "[{source: emoji, kind: image_text, views: 2}]", "objectives": "[lm]"},
+        "p:7: stages.0.data.0.views: got 2; allowed 1 where no objective reads what momentum twins see, e.g. univlc with momentum keys; change it, or add such an objective",
+    ),
     "there_is_data": (
         {"data": "[]"},
         "p:7: stages.0.data: got no entry; allowed one entry or more; add one, e.g. {source: emoji, kind: image_text}",

@@ -44,8 +44,8 @@ def decoded(
     """(width, height) to which the pictures of a sample are decoded."""
     sizes = []
 
-    def kept(shown: Sample, header: Header, limits: DecodeLimits, shrink: int) -> np.ndarray:
-        pixels = decode_shrunk(shown, header, limits, shrink)
+    def kept(shown: Sample, header: Header, limits: DecodeLimits, shrink: int, device: str | None) -> np.ndarray:
+        pixels = decode_shrunk(shown, header, limits, shrink, device)
         sizes.append((pixels.shape[2], pixels.shape[1]))
         return pixels
 

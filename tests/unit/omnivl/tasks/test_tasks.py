@@ -80,8 +80,8 @@ class OracleEncoder(Encoder):
         rows = zip(own, candidates.tolist(), strict=True)
         return torch.tensor([[10.0 if names[j] == text else -10.0 for j in chosen] for text, chosen in rows])
 
-    def generate(self, objective: str, pictures: PictureSet, search: SearchOptions) -> Tensor:
-        assert objective == "lm"
+    def generate(self, objective: str, pictures: PictureSet, search: SearchOptions, texts: Sequence[str]) -> Tensor:
+        assert objective == "lm" and not texts
         own = cast(Oracle, self.chain).texts_of(pictures.frames(range(len(pictures))))
         return torch.from_numpy(TOKENIZER.encode(own, MODEL.text_length))[:, 1:]
 
