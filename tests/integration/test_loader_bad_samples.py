@@ -181,7 +181,7 @@ def test_a_source_of_nothing_but_broken_pictures_ends_at_once(load, tmp_path, wo
 def test_an_unforeseen_error_names_its_sample(load, tmp_path, monkeypatch, workers):
     source = str(write_tar(tmp_path / "s.tar", good(1)))
     loader = load(source, num_workers=workers, start_method="fork")
-    monkeypatch.setattr("omnivl.data.example.decode_still", lambda *_: 1 / 0)
+    monkeypatch.setattr("omnivl.data.example.decode_shrunk", lambda *_: 1 / 0)
     with loader, pytest.raises(DataError) as error:
         next(iter(loader))
     assert f"{source}:g000: unusable: ZeroDivisionError: division by zero" in str(error.value)
