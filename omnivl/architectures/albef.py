@@ -23,7 +23,7 @@ from torch import Tensor
 from moe.ranges import Range
 from omnivl.architectures.albef_names import from_others
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -162,10 +162,7 @@ class ALBEF(Architecture):
             got, allowed = str(self.fusion.hidden_size), f"text.hidden_size {self.text.hidden_size}"
             yield Misfit(("fusion", "hidden_size"), got, allowed, "make them equal")
         for name in ("text", "fusion"):
-            for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-                if (value := getattr(stacks[name], option)) != still:
-                    allowed = "0" if still == 0.0 else "null"
-                    yield Misfit((name, option), str(value), allowed, "blocks that read texts have none")
+            yield from reading_misfits(name, stacks[name])
 
 
 _STACKS = ("vision", "text", "fusion")

@@ -18,7 +18,7 @@ from moe.ranges import Range
 from omnivl.architectures.align_names import from_transformers, refuse_options, refuse_shape, to_transformers
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.foreign import Foreign
-from omnivl.architectures.misfits import activation_misfits, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.chain import Chain
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.sizes import HeadSizes
@@ -140,12 +140,8 @@ class ALIGN(Architecture):
         yield from super().misfits()
         yield from stack_misfits("text", self.text)
         yield from activation_misfits("text", self.text)
-        for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-            if (value := getattr(self.text, option)) != still:
-                allowed = "0" if still == 0.0 else "null"
-                yield Misfit(("text", option), str(value), allowed, "blocks that read texts have none")
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'align', which has none", "set it to null")
+        yield from reading_misfits("text", self.text)
+        yield from twin_misfits(self.kind, self.momentum)
 
 
 def mean_position(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:

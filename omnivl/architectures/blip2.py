@@ -19,7 +19,7 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.blip2_names import from_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
-from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits
+from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits, twin_misfits
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
@@ -201,8 +201,7 @@ class BLIP2(Architecture):
             yield Misfit(("words", "norm_embeddings"), "false", "true in 'blip2'", "set it to true")
         if self.language is not None:
             yield from language_misfits(self.language, self.num_queries)
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'blip2', which has none", "set it to null")
+        yield from twin_misfits(self.kind, self.momentum)
 
 
 def _queries(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:

@@ -24,7 +24,7 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
 from omnivl.architectures.coca_names import from_open_clip
-from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
@@ -175,15 +175,11 @@ class CoCa(Architecture):
             got, allowed = str(self.multimodal.hidden_size), f"text.hidden_size {size}"
             yield Misfit(("multimodal", "hidden_size"), got, allowed, "make them equal")
         for name in ("text", "multimodal"):
-            for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-                if (value := getattr(stacks[name], option)) != still:
-                    allowed = "0" if still == 0.0 else "null"
-                    yield Misfit((name, option), str(value), allowed, "blocks that read texts have none")
+            yield from reading_misfits(name, stacks[name])
         if self.alternates and not isinstance(self.multimodal.ffn, DenseConfig):
             got, change = repr(self.multimodal.ffn.kind), "set it to 'dense', or alternates to false"
             yield Misfit(("multimodal", "ffn", "kind"), got, "'dense' where blocks alternate", change)
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'coca', which has none", "set it to null")
+        yield from twin_misfits(self.kind, self.momentum)
 
     def written_by(self) -> tuple[Transformer, ...]:
         """Both halves: captions pass the lower one too."""

@@ -19,7 +19,7 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.flava_names import from_transformers, refuse_options, refuse_shape, to_transformers
 from omnivl.architectures.foreign import Foreign
-from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
@@ -161,12 +161,8 @@ class FLAVA(Architecture):
         if self.text.hidden_size != self.fusion.hidden_size:
             got, allowed = str(self.fusion.hidden_size), f"text.hidden_size {self.text.hidden_size}"
             yield Misfit(("fusion", "hidden_size"), got, allowed, "make them equal: words have one head")
-        for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-            if (value := getattr(self.text, option)) != still:
-                allowed = "0" if still == 0.0 else "null"
-                yield Misfit(("text", option), str(value), allowed, "blocks that read texts have none")
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'flava', which has none", "set it to null")
+        yield from reading_misfits("text", self.text)
+        yield from twin_misfits(self.kind, self.momentum)
 
 
 _STACKS = ("vision", "text", "fusion")

@@ -22,7 +22,7 @@ from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
 from omnivl.architectures.foreign import Foreign
 from omnivl.architectures.git_names import from_transformers, to_transformers
-from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
@@ -168,15 +168,11 @@ class GIT(Architecture):
             yield from activation_misfits(name, stack)
         if self.vision.norm != "pre":
             yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
-        for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-            if (value := getattr(self.decoder, option)) != still:
-                allowed = "0" if still == 0.0 else "null"
-                yield Misfit(("decoder", option), str(value), allowed, "blocks that read texts have none")
+        yield from reading_misfits("decoder", self.decoder)
         if not isinstance(self.decoder.ffn, DenseConfig):
             got, change = repr(self.decoder.ffn.kind), "set it to 'dense'; vision may have experts"
             yield Misfit(("decoder", "ffn", "kind"), got, "'dense' in 'git'", change)
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'git', which has none", "set it to null")
+        yield from twin_misfits(self.kind, self.momentum)
 
 
 GIT.presets = {

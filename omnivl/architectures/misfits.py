@@ -14,7 +14,7 @@ from moe.config import (
 )
 from omnivl.errors import Misfit, did_you_mean
 from omnivl.parts.language import LanguageModel
-from omnivl.parts.sizes import MODALITIES, Transformer
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Transformer
 
 
 def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
@@ -43,6 +43,20 @@ def activation_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
         got = f"{stack.activation!r} with ffn kind {stack.ffn.kind!r}"
         allowed = "'gelu' where there are sparse or attribute experts"
         yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
+
+
+def reading_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
+    """Options that blocks which read texts lack; the stack is a configuration's field ``name``."""
+    for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
+        if (value := getattr(stack, option)) != still:
+            allowed = "0" if still == 0.0 else "null"
+            yield Misfit((name, option), str(value), allowed, "blocks that read texts have none")
+
+
+def twin_misfits(kind: str, momentum: MomentumConfig | None) -> Iterator[Misfit]:
+    """Momentum twins of an architecture, called ``kind`` in plans, that has none."""
+    if momentum is not None:
+        yield Misfit(("momentum",), "momentum twins", f"null in {kind!r}, which has none", "set it to null")
 
 
 def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misfit]:

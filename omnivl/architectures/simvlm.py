@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.architectures.misfits import divisions, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -123,15 +123,11 @@ class SimVLM(Architecture):
         if self.encoder.hidden_size != self.decoder.hidden_size:
             got, allowed = str(self.decoder.hidden_size), f"encoder.hidden_size {self.encoder.hidden_size}"
             yield Misfit(("decoder", "hidden_size"), got, allowed, "make them equal")
-        for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
-            if (value := getattr(self.decoder, option)) != still:
-                allowed = "0" if still == 0.0 else "null"
-                yield Misfit(("decoder", option), str(value), allowed, "blocks that read texts have none")
+        yield from reading_misfits("decoder", self.decoder)
         if min(self.stem_blocks) < 1:
             got, change = str(list(self.stem_blocks)), "raise them, e.g. to [3, 4, 23]"
             yield Misfit(("stem_blocks",), got, "1 or more in each stage", change)
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'simvlm', which has none", "set it to null")
+        yield from twin_misfits(self.kind, self.momentum)
 
 
 def _of_widths(width: int, heads: int, layers: int, blocks: tuple[int, int, int]) -> SimVLM:

@@ -16,7 +16,7 @@ from torch import Tensor
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.foreign import read_json
-from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.architectures.misfits import divisions, stack_misfits, twin_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -109,8 +109,7 @@ class ViLT(Architecture):
                 )
         if self.words.length < 3:
             yield Misfit(("words", "length"), str(self.words.length), "3 or more: [CLS] word [SEP]", "raise it")
-        if self.momentum is not None:
-            yield Misfit(("momentum",), "momentum twins", "null in 'vilt', which has none", "set it to null")
+        yield from twin_misfits(self.kind, self.momentum)
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of transformers' ``ViltModel`` and classes built on it, or of ``ViTModel``, which ViLT starts from.

@@ -21,8 +21,35 @@ from omnivl.data.tokenizer import TextReader
 from omnivl.objectives.vocabulary import num_targets, token_loss
 
 
+class WritesWords(Objective):
+    """What objectives share whose rows of the generation stream predict a text word by word.
+
+    ``prepare`` makes ``{key}/targets``, int64 ``[B, L]``; the rows are those of segment ``key``.
+    """
+
+    label_smoothing: float
+
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The tokens to predict."""
+        return {self.key: num_targets(state[f"{self.key}/targets"])}
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        """Mean cross-entropy over all tokens to predict, [SEP] included."""
+        hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
+        weight, chosen = state.term_weight(self.key), chosen_of(state, self.key)
+        return token_loss(
+            hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight, chosen=chosen
+        )
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """Logits of the token after the last position of each row, fp32 ``[R, V]``."""
+        assert heads.vocabulary is not None
+        logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
+        return logits
+
+
 @dataclass(frozen=True)
-class LM(Objective):
+class LM(WritesWords):
     """Next-token prediction: from [DEC] t1 .. tn to t1 .. tn [SEP].
 
     Attributes:
@@ -74,24 +101,6 @@ class LM(Objective):
         token_ids, targets = shift(ids, context.tokens)
         targets[:, :given] = IGNORED
         return {f"{self.key}/token_ids": token_ids, **prepared_targets(self.key, targets)}
-
-    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
-        """The tokens to predict."""
-        return {self.key: num_targets(state[f"{self.key}/targets"])}
-
-    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Mean cross-entropy over all tokens, [SEP] included."""
-        hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
-        weight, chosen = state.term_weight(self.key), chosen_of(state, self.key)
-        return token_loss(
-            hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight, chosen=chosen
-        )
-
-    def predict(self, state: State, heads: Heads) -> Tensor:
-        """Logits of the token after the last position of each row, fp32 ``[R, V]``."""
-        assert heads.vocabulary is not None
-        logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
-        return logits
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
         """Writes from [DEC] and the prompt to [SEP]."""

@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.demands import VOCABULARY, Demands, Join
-from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Writing
-from omnivl.chain.positions import chosen_of, prepared_targets
-from omnivl.chain.state import State
+from omnivl.chain.objective import PrepareContext, Writing
+from omnivl.chain.positions import prepared_targets
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
-from omnivl.objectives.lm import shift
-from omnivl.objectives.vocabulary import num_targets, token_loss
+from omnivl.objectives.lm import WritesWords, shift
 
 
 @dataclass(frozen=True)
-class SplitLM(Objective):
+class SplitLM(WritesWords):
     """Next-token prediction of a text's end, whose beginning the encoder reads beside the picture.
 
     Of a text of n words the encoder gets the first p as a text of their own, and p is drawn evenly from 0 to n. The
@@ -86,24 +83,6 @@ class SplitLM(Objective):
         token_ids, targets = shift(rest, context.tokens)
         prepared = prepared_targets(self.key, targets)
         return {f"{self.beginning}/token_ids": beginning, f"{self.key}/token_ids": token_ids, **prepared}
-
-    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
-        """The tokens to predict."""
-        return {self.key: num_targets(state[f"{self.key}/targets"])}
-
-    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Mean cross-entropy over the tokens of all ends, [SEP] included."""
-        hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
-        weight, chosen = state.term_weight(self.key), chosen_of(state, self.key)
-        return token_loss(
-            hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight, chosen=chosen
-        )
-
-    def predict(self, state: State, heads: Heads) -> Tensor:
-        """Logits of the token after the last position of each row, fp32 ``[R, V]``."""
-        assert heads.vocabulary is not None
-        logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
-        return logits
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
         """Writes from [DEC] to [SEP], after an empty beginning where none is given."""

@@ -12,6 +12,7 @@ Differs: there is no convolution behind the last block, as in ALIGN. Running sta
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -294,9 +295,9 @@ class NormedLayer(BlockLayer):
     _count: Tensor | None = None
 
     @property
+    @abstractmethod
     def norms(self) -> Sequence[BatchNorm]:
         """The normalisations, in the order of ``keep``."""
-        raise NotImplementedError
 
     def keep(self, statistics: Tensor) -> None:
         """Adds the statistics of a micro-batch, ``[2, channels of all norms]``, to the step's."""
