@@ -8,7 +8,8 @@ Names and their order are drawn independently of the things, and so is which thi
 the last picture says the answer.
 
 Documents that call things by their own names (``this is a cat. this is a bus. what is this?``) teach what has to be
-learnt before: which sentence goes with which picture, and what that shows.
+learnt before: which sentence goes with which picture, and what that shows. Brief ones (``cat. bus. what?``) say the
+same in two tokens a picture.
 
 Source: Tsimpoukelli et al., Frozen, arXiv 2106.13884, section 4.3 (Open-Ended miniImageNet, and with real names);
     Alayrac et al., Flamingo, arXiv 2204.14198, section 3.1.3 (interleaved pictures and text).
@@ -38,7 +39,13 @@ SHOTS = tuple(range(1, 9))
 """Allowed numbers of things that a document names."""
 
 DEFAULT_SHOTS = 4
-QUESTION = "what is this?"
+
+SENTENCES, BRIEF = "sentences", "brief"
+WORDINGS = (SENTENCES, BRIEF)
+"""How a document is worded."""
+
+QUESTIONS = {SENTENCES: "what is this?", BRIEF: "what?"}
+_STATEMENTS = {SENTENCES: "this is a {}.", BRIEF: "{}."}
 QUERY = "query.png"
 
 LEAST_SIDE = 48
@@ -55,7 +62,9 @@ def files_of(shots: int) -> tuple[str, ...]:
     return (*(f"{number}.png" for number in range(1, shots + 1)), QUERY)
 
 
-def document(random: np.random.Generator, cast: Cast, shots: int, called: str = MADE_UP) -> Made:
+def document(
+    random: np.random.Generator, cast: Cast, shots: int, called: str = MADE_UP, wording: str = SENTENCES
+) -> Made:
     """A document that names so many things, of which the last picture shows one again.
 
     Args:
@@ -63,6 +72,7 @@ def document(random: np.random.Generator, cast: Cast, shots: int, called: str = 
         cast: The drawings.
         shots: Number of things, one of ``SHOTS``.
         called: How they are called, one of ``CALLED``; the same things are shown either way.
+        wording: One of ``WORDINGS``; the same names are said either way.
     """
     ground = cast.ground(random)  # one for all pictures, so that it is no mark of any of them
     things = cast.draw_apart(random, shots, ground)
@@ -73,7 +83,7 @@ def document(random: np.random.Generator, cast: Cast, shots: int, called: str = 
     others = [one for one in cast.drawings(things[asked].name, ground) if one != things[asked].drawing]
     shown.append(alone(random, things[asked].name, pick(random, others or [things[asked].drawing])))
     fields = {
-        "question": QUESTION,
+        "question": QUESTIONS[wording],
         "options": names,
         "option": asked,
         "answer": names[asked],
@@ -81,12 +91,12 @@ def document(random: np.random.Generator, cast: Cast, shots: int, called: str = 
         "shots": shots,
         "concepts": [one.name for one in things],
     }
-    return Made(tuple(Scene(ground, (one,)) for one in shown), (text_of(names),), fields)
+    return Made(tuple(Scene(ground, (one,)) for one in shown), (text_of(names, wording),), fields)
 
 
-def text_of(names: Sequence[str]) -> str:
+def text_of(names: Sequence[str], wording: str = SENTENCES) -> str:
     """The text of a document, in which things have these names."""
-    return " ".join([*(f"this is a {name}." for name in names), QUESTION])
+    return " ".join([*(_STATEMENTS[wording].format(name) for name in names), QUESTIONS[wording]])
 
 
 def alone(random: np.random.Generator, name: str, drawing: int) -> Thing:

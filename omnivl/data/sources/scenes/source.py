@@ -80,6 +80,7 @@ class SceneSource:
     - ``question_type: [count, what]``: types of questions or statements, all equally frequent; by default all;
     - ``shots: [4]``: the number of things that a document names, 1 to 8; by default 4;
     - ``called: [own]``: a document calls them by their own names instead of made-up ones (``made_up``, the default);
+    - ``wording: [brief]``: a document says ``dra. lun. what?`` instead of whole ``sentences`` (the default);
     - ``part: [test]``: another endless supply of samples: ``train`` (the default), ``val``, ``test``; ``pairs``, whose
       two main things never stood together in training; ``concepts``, whose main thing (in documents: each thing) was in
       no scene of training;
@@ -122,7 +123,8 @@ class SceneSource:
         fitting = [kind for kind in GENERATED["scenes"] if visual_of(kind) == TASKS[self._task]]
         check_kind(config, fitting, f" for task {self._task!r}")
         (self._called,) = chosen(config, "called", documents.CALLED, documents.CALLED[:1])
-        for name in ("shots", "called"):
+        (self._wording,) = chosen(config, "wording", documents.WORDINGS, documents.WORDINGS[:1])
+        for name in ("shots", "called", "wording"):
             if config.where.get(name) and self._task != "documents":
                 raise DataError(
                     f"data source 'scenes': where.{name} is of task 'documents', got {self._task!r}; remove it"
@@ -132,7 +134,7 @@ class SceneSource:
                 "data source 'scenes': where.part is 'pairs'; allowed for task 'documents', whose things never stand "
                 "together: train, val, test, concepts; change it"
             )
-        where = drawings_of(config, ("part", "task", "question_type", "shots", "called", "hide"))
+        where = drawings_of(config, ("part", "task", "question_type", "shots", "called", "wording", "hide"))
         self._seed, self._length = seed, length
         least = documents.LEAST_SIDE if self._task == "documents" else LEAST_SIDE
         self._size, self._num_frames = max(size, least), max(num_frames, MIN_FRAMES)
@@ -195,7 +197,7 @@ class SceneSource:
         if self._task == "questions":
             made = questions.question(random, self._cast, self._types)
         elif self._task == "documents":
-            made = documents.document(random, self._cast, self._shots, self._called)
+            made = documents.document(random, self._cast, self._shots, self._called, self._wording)
         else:
             made = _MAKERS[self._task](random, self._cast)
         pictures = [draw(scene, self._cast.sprite, self._size) for scene in made.scenes]

@@ -158,6 +158,8 @@ def test_documents_have_a_picture_for_each_sentence_and_one_more() -> None:
         assert sample.captions[0].count("this is a ") == shots
         pictures = [cv2.imdecode(np.frombuffer(media, np.uint8), 1) for media in sample.members.values()]
         assert all(picture.shape == (64, 64, 3) and picture.std() > 5 for picture in pictures)
+    brief = source("documents", shots=("2",), wording=("brief",)).read(5)
+    assert re.fullmatch(r"\w+\. \w+\. what\?", brief.captions[0]) and brief.meta["question"] == "what?"
     few = source("documents", part=("concepts",), shots=("8",), label=("fruit", "drink"))
     with pytest.raises(DataError, match=r"[1-7] of \d concepts of part 'concepts' can be seen on \w+ ground, for doc"):
         few.read(0)
@@ -189,6 +191,7 @@ def test_questions_of_some_types() -> None:
         ),
         ("images_text", {"shots": ("4",)}, "where.shots is of task 'documents', got 'pairs'; remove it"),
         ("images_text", {"called": ("own",)}, "where.called is of task 'documents', got 'pairs'; remove it"),
+        ("images_text", {"wording": ("brief",)}, "where.wording is of task 'documents', got 'pairs'; remove it"),
         (
             "images_text",
             {"task": ("documents",), "called": ("aloud",)},

@@ -10,7 +10,18 @@ import pytest
 from omnivl.data.sources.scenes.captions import captions, inventory, paragraph, phrases
 from omnivl.data.sources.scenes.cast import Cast, held_out
 from omnivl.data.sources.scenes.choices import DIALOGUE_OPTIONS, OPTIONS, dialogue, reasons
-from omnivl.data.sources.scenes.documents import CALLED, NAMES, QUESTION, SHOTS, document, files_of
+from omnivl.data.sources.scenes.documents import (
+    BRIEF,
+    CALLED,
+    NAMES,
+    OWN,
+    QUESTIONS,
+    SENTENCES,
+    SHOTS,
+    WORDINGS,
+    document,
+    files_of,
+)
 from omnivl.data.sources.scenes.expressions import expression
 from omnivl.data.sources.scenes.made import Made
 from omnivl.data.sources.scenes.questions import TYPES, question
@@ -258,16 +269,20 @@ def test_captions_and_phrases(cast: Cast) -> None:
             assert part == counted(len(numbers), names.pop()) and not names
 
 
+@pytest.mark.parametrize("wording", WORDINGS)
 @pytest.mark.parametrize("shots", [1, 2, 4, 8])
-def test_documents_bind_names_to_what_their_pictures_show(shots: int, cast: Cast) -> None:
+def test_documents_bind_names_to_what_their_pictures_show(shots: int, wording: str, cast: Cast) -> None:
     """The answer is the name in the sentence of the picture that shows the thing of the last one."""
     again = 0
     for index in range(FEW):
-        made = document(generator(index, "document", shots), cast, shots)
+        made = document(generator(index, "document", shots), cast, shots, wording=wording)
         (said,), scenes = made.captions, made.scenes
         *sentences, asked = re.split(r"(?<=[.?]) ", said)
-        assert asked == QUESTION == made.fields["question"] and len(sentences) == shots == made.fields["shots"]
-        names = [re.fullmatch(r"this is a (\w+)\.", one)[1] for one in sentences]  # type: ignore[index]
+        assert (
+            asked == QUESTIONS[wording] == made.fields["question"] and len(sentences) == shots == made.fields["shots"]
+        )
+        statement = r"this is a (\w+)\." if wording == SENTENCES else r"(\w+)\."
+        names = [re.fullmatch(statement, one)[1] for one in sentences]  # type: ignore[index]
         shown, query = [only(scene.things) for scene in scenes[:-1]], only(scenes[-1].things)
         called = {thing.name: name for thing, name in zip(shown, names, strict=True)}
         assert len(called) == len(set(names)) == shots, "each thing once, with a name of its own"
@@ -330,8 +345,12 @@ def test_documents_may_call_things_by_their_own_names(cast: Cast) -> None:
         names = [only(scene.things).name for scene in made.scenes]
         assert made.fields["options"] == made.fields["concepts"] == names[:-1]
         assert made.fields["answers"] == [made.fields["answer"]] == names[-1:]
-        assert made.captions == (" ".join([*(f"this is a {name}." for name in names[:-1]), QUESTION]),)
+        assert made.captions == (" ".join([*(f"this is a {name}." for name in names[:-1]), "what is this?"]),)
         assert set(bound.fields["options"]) <= set(NAMES)  # type: ignore[call-overload]
+        brief = document(generator(index, "own"), cast, 4, OWN, BRIEF)
+        assert brief.scenes == made.scenes and brief.captions == (
+            " ".join([*(f"{name}." for name in names[:-1]), "what?"]),
+        )
 
 
 def test_documents_of_held_out_concepts_show_nothing_else() -> None:
