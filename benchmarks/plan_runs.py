@@ -52,6 +52,17 @@ class PlanRun:
     metrics: Mapping[str, Mapping[str, float]]
     windows: Mapping[str, Sequence["Spent"]] = field(default_factory=dict)
 
+    @classmethod
+    def together(cls, runs: Sequence[Self]) -> Self:
+        """Runs of plans whose stages have different names, one after the other."""
+        return cls(
+            {stage: scores for one in runs for stage, scores in one.scores.items()},
+            sum(one.seconds for one in runs),
+            sum(one.cpu_seconds for one in runs),
+            {stage: metrics for one in runs for stage, metrics in one.metrics.items()},
+            {stage: windows for one in runs for stage, windows in one.windows.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Spent:

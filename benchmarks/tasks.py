@@ -1,8 +1,9 @@
 """Downstream tasks on generated scenes: what pretraining brings, and what the text or the picture alone would say.
 
-``configs/plans/tasks.yaml`` learns to describe scenes, then fine-tunes that model for each task. The same stages also
-begin from new weights, and learn from the same samples in black (the text alone is known) or without their text (the
-picture alone), from new weights. All are scored on samples of part ``test``. Writes ``docs/tasks.md``.
+``configs/plans/tasks.yaml`` learns to describe scenes, then fine-tunes that model for each task;
+``configs/plans/few_shot.yaml`` learns what documents show, then to bind names. The same stages also begin from new
+weights, and learn from the same samples in black (the text alone is known) or without their text (the picture alone),
+from new weights. All are scored on samples of part ``test``. Writes ``docs/tasks.md``.
 
 python -m benchmarks tasks                                # three seeds of five tasks, two runs at a time
 python -m benchmarks.tasks --seeds 1 --stages questions   # some of it
@@ -23,7 +24,7 @@ from benchmarks.plan_runs import Cores, Lanes, PlanRun, run_plan, scaled_steps
 from benchmarks.record import ROOT, Options, Report, Table, main_of, markdown_table, write_page
 from engine.plan.parse import load_plan
 
-PLAN = ROOT / "configs" / "plans" / "tasks.yaml"
+PLANS = tuple(ROOT / "configs" / "plans" / f"{name}.yaml" for name in ("tasks", "few_shot"))
 PAGE = ROOT / "docs" / "tasks.md"
 PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE = "pretrained", "from scratch", "text alone", "picture alone"
 REPEATED = ("questions", "entailment", "dialogue", "grounding", "captions")
@@ -82,6 +83,10 @@ FIGURES = (
     Figure("clip_retrieval", "clips text->video R@1", "clips found by their caption: R@1", hides=()),
     Figure("actions", "actions accuracy", "action recognition: accuracy", hides=()),
     Figure("probe", "linear probe accuracy", "linear probe, class of a drawing: accuracy", hides=()),
+    Figure("binding", "four names accuracy", "in context, names bound by 4 examples: accuracy"),
+    Figure("binding", "four names, unseen things accuracy", "... of things never seen in training"),
+    Figure("binding", "eight names accuracy", "in context, names bound by 8 examples: accuracy"),
+    Figure("binding", "eight names, unseen things accuracy", "... of things never seen in training"),
 )
 
 
@@ -91,17 +96,23 @@ def run(options: Options) -> Report:
     known = list(dict.fromkeys(one.stage for one in FIGURES))
     stages = [name for name in known if not options.own.stages or name in options.own.stages]
     with Lanes(options.device) as lanes:
-        waiting: dict[tuple[str, int], Future[PlanRun]] = {}
+        waiting: dict[tuple[str, int], list[Future[PlanRun]]] = {}
         for variant in (PRETRAINED, SCRATCH, TEXT_ALONE, PICTURE_ALONE):
             for seed in seeds if variant in (PRETRAINED, SCRATCH) else seeds[:1]:
                 repeated = stages if seed == seeds[0] else [name for name in stages if name in REPEATED]
-                folder = options.own.folder / f"{variant.replace(' ', '-')}-{seed}" if options.own.folder else None
-                job = partial(_run, variant, repeated, seed, options.quick, folder)
-                waiting[variant, seed] = lanes.submit(job)
+                for plan in PLANS:
+                    if wanted := [name for name in repeated if name in _names(plan)]:
+                        folder = _folder(options.own.folder, plan, variant, seed)
+                        job = partial(_run, plan, variant, wanted, seed, options.quick, folder)
+                        waiting.setdefault((variant, seed), []).append(lanes.submit(job))
         runs: dict[str, list[PlanRun]] = {}
-        for (variant, _), future in waiting.items():
-            runs.setdefault(variant, []).append(future.result())
-        settings = {"plan": str(PLAN.relative_to(ROOT)), "seeds": len(seeds), "at_a_time": lanes.count}
+        for (variant, _), futures in waiting.items():
+            runs.setdefault(variant, []).append(PlanRun.together([one.result() for one in futures]))
+        settings = {
+            "plans": [str(plan.relative_to(ROOT)) for plan in PLANS],
+            "seeds": len(seeds),
+            "at_a_time": lanes.count,
+        }
     figures = [one for one in FIGURES if one.stage in stages]
     ratios = [_ratio(one, runs) for one in figures]
     table = Table("Tasks", ("task", "chance", *runs, "pretraining"), [_row(one, runs) for one in figures])
@@ -121,38 +132,52 @@ def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", nargs="+", default=[], help="these tasks' stages only")
 
 
-def overrides_of(variant: str) -> list[str]:
-    """What a variant changes in the plan, whichever of its stages run: a run is kept of one plan."""
+def _folder(kept: Path | None, plan: Path, variant: str, seed: int) -> Path | None:
+    """Where a run is kept, if runs are."""
+    first = "" if plan == PLANS[0] else f"{plan.stem}-"
+    return kept / f"{first}{variant.replace(' ', '-')}-{seed}" if kept else None
+
+
+def _names(plan: Path) -> list[str]:
+    """The stages of a plan."""
+    return [stage.name for stage in load_plan(plan).stages]
+
+
+def overrides_of(path: Path, variant: str) -> list[str]:
+    """What a variant changes in a plan, whichever of its stages run: a run is kept of one plan."""
     if variant == PRETRAINED:
         return []
-    plan, tasks = load_plan(PLAN), {one.stage for one in FIGURES}
+    tasks = {one.stage for one in FIGURES}
     found: list[str] = []
-    for stage in plan.stages:
+    for stage in load_plan(path).stages:
         if stage.name not in tasks:
             continue
         found.append(f"stages.{stage.name}.init_from=null")
         if variant != SCRATCH:
             hidden = _HIDDEN[variant]
-            found.append(f"stages.{stage.name}.data.0.where.hide=[{hidden}]")
-            places = range(len(stage.evaluate.tasks))
+            entries, places = range(len(stage.data)), range(len(stage.evaluate.tasks))
+            found += [f"stages.{stage.name}.data.{entry}.where.hide=[{hidden}]" for entry in entries]
             found += [f"stages.{stage.name}.evaluate.tasks.{place}.where.hide=[{hidden}]" for place in places]
     return found
 
 
-def _run(variant: str, stages: Sequence[str], seed: int, quick: bool, folder: Path | None, cores: Cores) -> PlanRun:
-    overrides = [f"seed={seed}", *overrides_of(variant)]
+def _run(
+    plan: Path, variant: str, stages: Sequence[str], seed: int, quick: bool, folder: Path | None, cores: Cores
+) -> PlanRun:
+    overrides = [f"seed={seed}", *overrides_of(plan, variant)]
     if quick:
-        overrides += scaled_steps(PLAN, QUICK_SHARE)
-        for stage in load_plan(PLAN).stages:
+        overrides += scaled_steps(plan, QUICK_SHARE)
+        for stage in load_plan(plan).stages:
             places = range(len(stage.evaluate.tasks))
             overrides += [f"stages.{stage.name}.evaluate.tasks.{one}.max_samples={QUICK_SAMPLES}" for one in places]
     wanted = [name for name in stages if variant not in _HIDDEN or _may_hide(name, _HIDDEN[variant])]
-    return run_plan(PLAN, overrides, cores, [*_before(wanted), *wanted] if variant == PRETRAINED else wanted, folder)
+    before = _before(plan, wanted) if variant == PRETRAINED else []
+    return run_plan(plan, overrides, cores, [*before, *wanted], folder)
 
 
-def _before(stages: Sequence[str]) -> list[str]:
+def _before(path: Path, stages: Sequence[str]) -> list[str]:
     """The stages from which stages begin, earliest first."""
-    plan, found = load_plan(PLAN), list[str]()
+    plan, found = load_plan(path), list[str]()
     for name in stages:
         found += [one.name for one in reversed(plan.ancestors(plan.stage(name))) if one.name not in found]
     return found
@@ -200,6 +225,7 @@ def page_of(found: Mapping[str, Any]) -> str:
         f"[result](../benchmarks/results/{found['benchmark']}-cpu.json); do not edit.",
         "One small model learns to describe [generated scenes](data.md#generated-scenes-source-scenes) and is then "
         "fine-tuned for each task ([plan](../configs/plans/tasks.yaml), [how tasks are scored](evaluation.md)). "
+        "Another learns in context ([plan](../configs/plans/few_shot.yaml)); without examples it knows none of the names. "
         "*Chance* is the best constant answer, or a random option. *Text alone* and *picture alone* are the same "
         "stages, from new weights, with samples whose picture is black or whose text is `?`: what these reach, a model "
         "reaches that ignores the other side. The options of a question stay visible to *picture alone*. "

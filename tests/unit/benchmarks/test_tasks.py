@@ -1,6 +1,7 @@
 """The comparison of downstream tasks: its figures are those of the plan, and its variants are plans."""
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from benchmarks.plan_runs import PlanRun
 from benchmarks.tasks import (
     FIGURES,
     PICTURE_ALONE,
-    PLAN,
+    PLANS,
     PRETRAINED,
     REPEATED,
     SCRATCH,
@@ -23,12 +24,14 @@ from benchmarks.tasks import (
 from engine.plan.parse import load_plan
 from omnivl.tasks import Score
 
-BEFORE = ["pretrain", "pretrain_clips"]
-STAGES = [stage.name for stage in load_plan(PLAN).stages if stage.name not in BEFORE]
+BEFORE = {"tasks": ["pretrain", "pretrain_clips"], "few_shot": ["naming", "own_names"]}
+TASKS, FEW_SHOT = PLANS
+STAGES = [stage.name for path in PLANS for stage in load_plan(path).stages if stage.name not in BEFORE[path.stem]]
 
 
 def test_every_figure_is_one_of_the_plan_and_every_stage_has_one() -> None:
-    tasks = {stage.name: stage.evaluate.tasks for stage in load_plan(PLAN).stages}
+    tasks = {stage.name: stage.evaluate.tasks for path in PLANS for stage in load_plan(path).stages}
+    assert len(tasks) == sum(len(load_plan(path).stages) for path in PLANS), "stages of plans have names of their own"
     for figure in FIGURES:
         found = [
             task
@@ -40,21 +43,30 @@ def test_every_figure_is_one_of_the_plan_and_every_stage_has_one() -> None:
     assert {figure.stage for figure in FIGURES} == set(STAGES)
 
 
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("variant", [SCRATCH, TEXT_ALONE, PICTURE_ALONE])
-def test_variants_are_plans(variant: str) -> None:
-    assert overrides_of(PRETRAINED) == []
-    plan = load_plan(PLAN, overrides_of(variant))
+def test_variants_are_plans(variant: str, path: Path) -> None:
+    assert overrides_of(path, PRETRAINED) == []
+    plan = load_plan(path, overrides_of(path, variant))
     hidden = {TEXT_ALONE: ("picture",), PICTURE_ALONE: ("text",)}.get(variant, ())
     for stage in plan.stages[2:]:
         assert stage.init_from is None
-        assert stage.data[0].where.get("hide", ()) == hidden
+        assert all(entry.where.get("hide", ()) == hidden for entry in stage.data)
         assert all(task.where.get("hide", ()) == hidden for task in stage.evaluate.tasks)
-    assert plan.stages[:2] == load_plan(PLAN).stages[:2]
+    assert plan.stages[:2] == load_plan(path).stages[:2]
 
 
 def test_pretraining_comes_first_and_once() -> None:
-    assert _before(["questions", "clips", "pairs", "statements"]) == BEFORE
-    assert _before(["questions"]) == BEFORE[:1] and set(REPEATED) < set(STAGES)
+    assert _before(TASKS, ["questions", "clips", "pairs", "statements"]) == BEFORE["tasks"]
+    assert _before(TASKS, ["questions"]) == ["pretrain"] and set(REPEATED) < set(STAGES)
+    assert _before(FEW_SHOT, ["binding"]) == BEFORE["few_shot"]
+
+
+def test_runs_of_two_plans_count_as_one() -> None:
+    figures = Figure("pairs", "t m", "a task"), Figure("binding", "t m", "a task")
+    found = PlanRun.together([made(value, figure) for value, figure in zip((0.3, 0.4), figures, strict=True)])
+    assert [found.scores[figure.stage]["t m"].value for figure in figures] == [0.3, 0.4]
+    assert (found.seconds, found.cpu_seconds) == (2.0, 2.0)
 
 
 def made(value: float, figure: Figure) -> PlanRun:
