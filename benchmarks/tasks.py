@@ -112,6 +112,7 @@ def run(options: Options) -> Report:
             "plans": [str(plan.relative_to(ROOT)) for plan in PLANS],
             "seeds": len(seeds),
             "at_a_time": lanes.count,
+            "runs_kept": options.own.folder is not None,
         }
     figures = [one for one in FIGURES if one.stage in stages]
     ratios = [_ratio(one, runs) for one in figures]
@@ -225,7 +226,8 @@ def page_of(found: Mapping[str, Any]) -> str:
         f"[result](../benchmarks/results/{found['benchmark']}-cpu.json); do not edit.",
         "One small model learns to describe [generated scenes](data.md#generated-scenes-source-scenes) and is then "
         "fine-tuned for each task ([plan](../configs/plans/tasks.yaml), [how tasks are scored](evaluation.md)). "
-        "Another learns in context ([plan](../configs/plans/few_shot.yaml)); without examples it knows none of the names. "
+        "Another learns in context ([plan](../configs/plans/few_shot.yaml)); without examples it knows none of the "
+        "names. "
         "*Chance* is the best constant answer, or a random option. *Text alone* and *picture alone* are the same "
         "stages, from new weights, with samples whose picture is black or whose text is `?`: what these reach, a model "
         "reaches that ignores the other side. The options of a question stay visible to *picture alone*. "
@@ -236,7 +238,8 @@ def page_of(found: Mapping[str, Any]) -> str:
         *(markdown_table(table["columns"], table["rows"]) for table in found["tables"]),
     ]
     machine = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "deepspeed"))
-    parts.append(f"Measured on {found['date'][:10]}, {found['cpu']}, {machine}, commit {found['commit'][:10]}.")
+    kept = " Runs that earlier commits had finished were taken over." if found["settings"].get("runs_kept") else ""
+    parts.append(f"Measured on {found['date'][:10]}, {found['cpu']}, {machine}, commit {found['commit'][:10]}.{kept}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe.working import working
 from omnivl.errors import ModelError
 from omnivl.parts.embed import resize_positions
-from omnivl.parts.linear import Linear
+from omnivl.parts.linear import Linear, draw_normal
 
 STRIDE = 16
 EXPANSION = 4
@@ -33,7 +33,7 @@ class Convolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         self.stride, self.padding = stride, size // 2
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        draw_normal(self.weight, std=(2 / (outputs * size**2)) ** 0.5)  # variance 1 of what goes back through ReLU
         self.values = inputs * outputs * size**2
 
     def flops(self, side: float) -> float:

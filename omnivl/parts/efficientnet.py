@@ -31,7 +31,7 @@ from omnivl.chain.state import State, StepLayout, joined
 from omnivl.parts.block import BlockLayer, EmbeddingLayer
 from omnivl.parts.drop_path import drop_path
 from omnivl.parts.embed import TextEmbedding
-from omnivl.parts.linear import Linear
+from omnivl.parts.linear import Linear, draw_normal
 from omnivl.parts.sizes import Transformer, Words
 
 _DIVISOR = 8
@@ -223,7 +223,7 @@ class Convolution(nn.Module):
         self.kernel, self.stride, self.groups = kernel, stride, groups
         self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, kernel, kernel))
         # Variance 1 of the output where that of the input is 1.
-        nn.init.normal_(self.weight, std=(groups / (inputs * kernel**2)) ** 0.5)
+        draw_normal(self.weight, std=(groups / (inputs * kernel**2)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[R, outputs, h', w']`` of ``x [R, inputs, h, w]``, in its dtype."""

@@ -25,7 +25,7 @@ from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout, joined
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
-from omnivl.parts.linear import LayerNorm, linear
+from omnivl.parts.linear import LayerNorm, draw_normal, linear
 from omnivl.parts.patches import num_kept, num_patches, num_times
 from omnivl.parts.ragged import kept_visual_positions, resampled, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
@@ -171,7 +171,7 @@ class VisualEmbedding(nn.Module):
         for table, std in ((self.class_token, 0.02), (self.mask_token, 0.02), (self.positions, sizes.position_std)):
             nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
         if sizes.temporal_gain > 0:
-            nn.init.normal_(self.times, std=sizes.temporal_gain)
+            draw_normal(self.times, std=sizes.temporal_gain)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The positions."""
@@ -238,7 +238,7 @@ class WordTables(nn.Module):
         self.words = nn.Parameter(torch.empty(words, hidden_size))
         self.positions = nn.Parameter(torch.empty(positions, hidden_size))
         for table in (self.words, self.positions):
-            nn.init.normal_(table, std=0.02)
+            draw_normal(table, std=0.02)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The tables."""

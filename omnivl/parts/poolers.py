@@ -17,7 +17,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, cross_attention
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.join import JoinRows
-from omnivl.parts.linear import LayerNorm, Linear, Role
+from omnivl.parts.linear import LayerNorm, Linear, Role, draw_normal
 from omnivl.parts.patches import num_patches
 from omnivl.parts.sizes import Patches, Transformer
 
@@ -55,7 +55,7 @@ class AttentionalPooler(nn.Module):
         super().__init__()
         self.num_queries = queries
         self.queries = nn.Parameter(torch.empty(queries, size))
-        nn.init.normal_(self.queries, std=0.02)
+        draw_normal(self.queries, std=0.02)
         self.norm_queries, self.norm_memory = LayerNorm(size, eps), LayerNorm(memory_size, eps)
         self.attention = PoolerAttention(size, heads, memory_size=memory_size)
 

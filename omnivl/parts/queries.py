@@ -20,6 +20,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.embed import TextEmbedding, encoded_rows
 from omnivl.parts.join import JoinRows, Sides
+from omnivl.parts.linear import draw_normal
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
 from omnivl.parts.ragged import kept_visual_positions, visual_mask
@@ -62,7 +63,7 @@ class QueryingEmbeddings(nn.Module):
         self.visual = ImageEmbedding(patches, vision)
         self.text = TextEmbedding(words, qformer)
         self.queries = nn.Parameter(torch.empty(queries, qformer.hidden_size))
-        nn.init.normal_(self.queries, std=0.02)
+        draw_normal(self.queries, std=0.02)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The queries."""

@@ -31,7 +31,7 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.parts.attention import self_attention
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.language import DecoderBlock
-from omnivl.parts.linear import LayerNorm
+from omnivl.parts.linear import LayerNorm, draw_normal
 from omnivl.parts.padding import Padding
 from omnivl.parts.poolers import contrast_name
 from omnivl.parts.ragged import kept_visual_positions
@@ -66,7 +66,7 @@ class ClosedTextEmbedding(OneStartEmbedding):
     def __init__(self, words: Words, text: Transformer, tokens: SpecialTokens) -> None:
         super().__init__(words, text, tokens)
         self.closing = nn.Parameter(torch.empty(text.hidden_size))
-        nn.init.normal_(self.closing, std=0.02)
+        draw_normal(self.closing, std=0.02)
 
     def closed(self, words: Tensor, places: Tensor) -> Tensor:
         """Puts the closing token into rows of padded texts.

@@ -22,7 +22,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer, EmbeddingLayer, StackBlock
 from omnivl.parts.embed import TextEmbedding
-from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.linear import LayerNorm, Linear, draw_normal
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.plain_vit import ImageEmbedding
 from omnivl.parts.ragged import visual_mask
@@ -39,7 +39,7 @@ class TypedTextEmbedding(TextEmbedding):
     def __init__(self, words: Words, hidden_size: int, dropout: float) -> None:
         super().__init__(words, Transformer(hidden_size=hidden_size, norm_eps=TEXT_EPS, dropout=dropout))
         self.types = nn.Parameter(torch.empty(2, hidden_size))
-        nn.init.normal_(self.types, std=0.02)
+        draw_normal(self.types, std=0.02)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The tables."""

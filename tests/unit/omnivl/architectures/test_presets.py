@@ -1,13 +1,16 @@
 """Presets, overrides and their errors."""
 
+import sys
 from dataclasses import replace
+from typing import get_args
 
+import patience
 import pytest
 import torch
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
-from omnivl.architectures import OmniVL, Unified, VisionConfig
+from omnivl.architectures import ArchitectureConfig, OmniVL, Unified, VisionConfig
 from omnivl.architectures.base import check
 from omnivl.architectures.build import build_chain
 from omnivl.data.special_tokens import SpecialTokens
@@ -17,6 +20,24 @@ from omnivl.errors import ModelError
 def test_every_preset_fits_together():
     for config in OmniVL.presets.values():
         check(config)
+
+
+def test_no_architecture_imports_the_compiler_before_it_has_storage():
+    """A plan that is only checked builds outlines, and the compiler takes 2 s."""
+    script = """
+import sys
+from typing import get_args
+from omnivl.architectures import ArchitectureConfig
+from omnivl.architectures.build import outline
+for kind in get_args(get_args(ArchitectureConfig)[0]):
+    for preset in kind.presets.values():
+        outline(preset)
+        assert "torch._dynamo" not in sys.modules, kind.__name__
+    print(kind.__name__, len(kind.presets))
+"""
+    told = patience.run([sys.executable, "-c", script], capture_output=True, text=True, limit=120)
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) == len(get_args(get_args(ArchitectureConfig)[0]))
 
 
 def test_base_takes_both_kinds_of_clips():
