@@ -17,6 +17,9 @@ os.environ.pop("LINES", None)
 # Processes that tests start elsewhere find this tree. An empty entry would be the folder that they start in.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
+# Processes that tests start keep what they compile of this tree, so that not each of them compiles it anew (0.3 s).
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import patience
 import pytest
 import torch
