@@ -10,6 +10,7 @@ from pydantic import Field
 from omnivl.architectures.albef import ALBEF
 from omnivl.architectures.align import ALIGN
 from omnivl.architectures.base import Architecture, Kit
+from omnivl.architectures.blip import BLIP
 from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
 from omnivl.architectures.coca import CoCa
@@ -21,13 +22,15 @@ from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM, Field(discriminator="kind")
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM,
+    Field(discriminator="kind"),
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "ALBEF",
     "ALIGN",
+    "BLIP",
     "BLIP2",
     "CLIP",
     "FLAVA",
