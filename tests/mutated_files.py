@@ -35,6 +35,7 @@ _PLANS = (
     "git_tiny",
     "simvlm_tiny",
     "albef_tiny",
+    "blip_tiny",
     "blip2_tiny",
     "limoe_tiny",
     "vilt_tiny",

@@ -264,6 +264,12 @@ class MixedBlock(GroundedBlock):
         return self._after_self_attention(x, kv, rows, memory_mask).y, past
 
 
+def read_rows(layout: StepLayout) -> int:
+    """How many texts are read alone."""
+    rows = encoded_rows(layout, "text")
+    return int(rows.stop - rows.start)
+
+
 class MixedLayer(StackBlock):
     """A block in the chain, which runs it twice, and its momentum twin, which reads texts alone.
 
@@ -306,8 +312,7 @@ class MixedLayer(StackBlock):
         """The first pass reads texts alone, the second has all rows beside pictures."""
         if number > 0:
             return bool(layout.fused or layout.generation)
-        rows = encoded_rows(layout, "text")
-        return rows.stop > rows.start
+        return bool(read_rows(layout))
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Operations on texts and their twins, in a second pass on fused and generated rows."""
@@ -316,9 +321,8 @@ class MixedLayer(StackBlock):
         tokens = length if tokens is None else tokens
         if number == 0:
             one = block.attention.flops(tokens, length) + tokens * block.slot_flops
-            rows = encoded_rows(layout, "text")
             passes = self.backward.passes if texts_learn(layout) else 1
-            return one * ((rows.stop - rows.start) * passes + twin_rows(layout, "text"))
+            return one * (read_rows(layout) * passes + twin_rows(layout, "text"))
         seen = visual_positions(self.patches, layout)
         total = layout.batch_size * block.cross.project_flops(seen) * self.acts_on_pass(layout, 1)
         total += num_rows(layout.fused) * block.flops(tokens, length, seen)

@@ -54,7 +54,11 @@ class PairModel(Model):
 
 
 def check_hosts_agree(
-    run_distributed: Any, worker: Callable[[list[str]], Report], losses: set[str], limit: int = 200
+    run_distributed: Any,
+    worker: Callable[[list[str]], Report],
+    losses: set[str],
+    limit: int = 200,
+    hosts: Sequence[str] = HOSTS,
 ) -> dict[str, Any]:
     """Runs each host on two processes, and compares losses, gradient norms and weights with one plain process.
 
@@ -63,14 +67,15 @@ def check_hosts_agree(
         worker: Trains hosts; stands at the level of its module.
         losses: Names of the losses that there have to be.
         limit: Seconds for all of them.
+        hosts: Which.
 
     Returns:
         What the one plain process reported.
     """
     expected = worker(["plain"])["plain"]
     assert expected["results"][0].losses.keys() == losses
-    ranks = run_distributed(worker, processes=2, limit=limit, hosts=list(HOSTS))
-    for name in HOSTS:
+    ranks = run_distributed(worker, processes=2, limit=limit, hosts=list(hosts))
+    for name in hosts:
         assert_equal_runs(ranks[0][name], expected, TOLERANCES["real"])
         assert ranks[1][name]["results"] == ranks[0][name]["results"]
     return expected

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import PairModel, Report, check_hosts_agree
+from pairs import HOSTS, PairModel, Report, check_hosts_agree
 from test_layouts import train
 
 from omnivl.architectures import BLIP
@@ -31,7 +31,9 @@ def train_blip(hosts: list[str]) -> Report:
 
 @pytest.mark.distributed
 @pytest.mark.timeout(400)
-def test_hosts_agree(run_distributed: Any) -> None:
-    weights = check_hosts_agree(run_distributed, train_blip, {"univlc", "vlm", "lm"}, limit=350)["weights"]
+@pytest.mark.parametrize("hosts", [("pipe2-zero1",), pytest.param(HOSTS, marks=pytest.mark.full)], ids=["pipe2", "all"])
+def test_hosts_agree(run_distributed: Any, hosts: tuple[str, ...]) -> None:
+    report = check_hosts_agree(run_distributed, train_blip, {"univlc", "vlm", "lm"}, limit=350, hosts=hosts)
+    weights = report["weights"]
     twins = [name for name in weights if name.startswith("mixed_00.momentum_block.")]
     assert any(not torch.equal(weights[name], weights[name.replace("momentum_", "")]) for name in twins)

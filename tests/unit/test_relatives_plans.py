@@ -1,4 +1,4 @@
-"""Plans of TCL, FLAVA and ALIGN: the sizes that their headers say, and what is refused."""
+"""Plans of TCL, FLAVA, ALIGN and BLIP: the sizes that their headers say, and what is refused."""
 
 from pathlib import Path
 
@@ -15,7 +15,10 @@ PLANS = Path(__file__).parents[2] / "configs" / "plans"
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
 
 
-@pytest.mark.parametrize(("name", "heads"), [("tcl_base", None), ("flava_base", 61.9), ("align_b7", None)])
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("tcl_base", None), ("flava_base", 61.9), ("align_b7", None), ("blip_base", None), ("blip_large", None)],
+)
 def test_the_header_says_the_counts_that_the_built_model_has(name: str, heads: float | None) -> None:
     (stage,) = load_plan(PLANS / f"{name}.yaml").stages
     with torch.device("meta"):
@@ -30,7 +33,7 @@ def test_the_header_says_the_counts_that_the_built_model_has(name: str, heads: f
         assert round(of_heads / 1e6, 1) == heads
 
 
-@pytest.mark.parametrize("name", ["tcl_base", "flava_base", "align_b7"])
+@pytest.mark.parametrize("name", ["tcl_base", "flava_base", "align_b7", "blip_base", "blip_large"])
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
     summary = summarize(load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"]), world_size=8)
     assert len(summary["stages"]) == 1
@@ -44,6 +47,8 @@ def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
         ("tcl_tiny", "model.momentum=null", "got 'univlc' with options that need momentum twins"),
         ("flava_tiny", "stages.0.objectives.0={kind: vlm, on: [pairs]}", "which draws samples by"),
         ("flava_tiny", "stages.0.data.0.kind=video_text", "stages.0.data.0.kind: got 'video_text'"),
+        ("blip_tiny", "model.momentum=null", "got 'univlc' with options that need momentum twins"),
+        ("blip_tiny", "stages.0.data.0.kind=video_text", "stages.0.data.0.kind: got 'video_text'"),
         ("align_tiny", "model.sizes=native", "allowed 'fixed' or 'stretched' with architecture 'align'"),
         ("align_tiny", "stages.0.objectives=[itc, mlm]", "got 'mlm', which asks for the stream 'fused'"),
     ],

@@ -32,6 +32,7 @@ STAGES = {
     "quickstart": ["spatial"],
     "emoji": ["spatial", "temporal", "joint"],
     "albef_tiny": ["pretrain"],
+    "blip_tiny": ["pretrain"],
     "clip_tiny": ["contrastive"],
     "coca_tiny": ["pairs"],
     "git_tiny": ["captions"],

@@ -29,6 +29,7 @@ STAGES = {
     "quickstart": ["spatial"],
     "emoji": ["spatial", "joint"],
     "albef_tiny": ["pretrain"],
+    "blip_tiny": ["pretrain"],
     "tcl_tiny": ["pretrain"],
     "flava_tiny": ["pretrain"],
     "align_tiny": ["contrastive"],

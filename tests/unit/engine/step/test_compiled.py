@@ -29,6 +29,7 @@ STAGES = {
     "vlmo_tiny": ("pairs", []),
     "vilt_tiny": ("pretrain", []),
     "albef_tiny": ("pretrain", []),
+    "blip_tiny": ("pretrain", []),
     "vqa_tiny": ("open", []),
     "clip_tiny": ("contrastive", []),
     "coca_tiny": ("pairs", []),

@@ -304,7 +304,9 @@ def test_what_transformers_would_compute_otherwise_is_not_exported():
     with pytest.raises(ModelError, match="the stage has no head on words, which transformers' BlipForConditional"):
         SMALL.to_foreign(chain, TOKENS)
     pre = replace(SMALL, text=replace(POST, norm="pre"))
-    with pytest.raises(ModelError, match=r"model\.text: got 'dense' feed-forward layers, layer_scale_init None and norm"):
+    with pytest.raises(
+        ModelError, match=r"model\.text: got 'dense' feed-forward layers, layer_scale_init None and norm"
+    ):
         pre.to_foreign(build_chain(pre, (LM(),), TOKENS), TOKENS)
 
 
