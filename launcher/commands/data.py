@@ -8,6 +8,7 @@ import typer
 
 from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.data_build import app as build_app
+from launcher.commands.data_captions import captions
 from launcher.commands.data_convert import app as convert_app
 from launcher.commands.data_overlap import overlap
 from launcher.commands.data_values import values
@@ -19,6 +20,7 @@ from omnivl.shown import printable_json
 app = typer.Typer(help="Build, inspect, compare and convert data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(build_app, name="build")
 app.add_typer(convert_app, name="convert")
+app.command("captions")(captions)
 app.command("overlap")(overlap)
 app.command("values")(values)
 
