@@ -127,7 +127,7 @@ class BLIP(Architecture):
         return [name for name in names if name != "losses"] + [*blocks, "losses"]
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
-        """Weights of transformers' ``BlipForImageTextRetrieval`` and ``BlipForConditionalGeneration``.
+        """Weights of the released code, or of ``BlipForImageTextRetrieval`` or ``BlipForConditionalGeneration``.
 
         The last row of their word embedding is [ENC]'s.
 

@@ -1,4 +1,4 @@
-"""Weights of transformers' classes of BLIP under our names, and back."""
+"""Weights of BLIP's released code and of transformers' classes of BLIP under our names, and back to the latter."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,40 +92,45 @@ def from_others(
     """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
 
     Args:
-        weights: By the class's names.
+        weights: By the names of a class, or of the released code.
         path: The folder or file.
         vision: Our image encoder.
         text: Our blocks on texts.
 
     Returns:
-        None if the weights are of neither class.
+        None if the weights are of none of them.
 
     Raises:
         ModelError: Options of ours compute something else.
     """
-    bert = next((one for one in ("text_encoder.", "text_decoder.bert.") if f"{one}{_TOLD}" in weights), None)
-    if bert is None or "vision_model.embeddings.class_embedding" not in weights:
+    given = _as_transformers(weights) if "visual_encoder.cls_token" in weights else dict(weights)
+    berts = {False: "text_encoder.", True: "text_decoder.bert."}
+    kinds = [writes for writes, bert in berts.items() if f"{bert}{_TOLD}" in given]
+    if not kinds or "vision_model.embeddings.class_embedding" not in given:
         return None
     said = read_json(path / "config.json") if path.is_dir() else {}
     if unmet := list(_unmet(said, vision, text)):
         raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
-    writes, given = bert != "text_encoder.", dict(weights)
-    if writes:  # tied there, so that files may lack them
-        head = "text_decoder.cls.predictions."
-        given.setdefault(f"{head}decoder.weight", given[f"{bert}embeddings.word_embeddings.weight"])
+    head = "text_decoder.cls.predictions."
+    if True in kinds:  # tied there, so that files may lack them
+        given.setdefault(f"{head}decoder.weight", given[f"{berts[True]}embeddings.word_embeddings.weight"])
         if f"{head}bias" in given:
-            given.setdefault(f"{head}decoder.bias", given[f"{head}bias"])
-            del given[f"{head}bias"]
+            bias = given.pop(f"{head}bias")
+            given.setdefault(f"{head}decoder.bias", bias)
     found: dict[str, Tensor] = {}
     taken: set[str] = set()
-    for ours, parts in names(vision.layers, text.layers, writes=writes):
-        if all(part in given for part in parts):
-            found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
-            taken.update(parts)
+    for writes in kinds:
+        for ours, parts in names(vision.layers, text.layers, writes=writes):
+            if all(part in given for part in parts):
+                found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
+                taken.update(parts)
+    if "temp" in given:
+        found["contrast.logit_scale"] = -given["temp"].log().reshape(1)
+        taken.add("temp")
     for name in _TABLES:
         if name in found:
             found[name] = found[name].flatten(0, -2) if name.endswith("positions") else found[name].flatten()
-    if not writes:
+    if False in kinds:
         found[_MARK] = found[_WORDS][-1]
     weight, bias = found[f"{_PATCHES}.weight"].flatten(1), found[f"{_PATCHES}.bias"]
     pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
@@ -134,6 +139,35 @@ def from_others(
     return found | {name: tensor for name, tensor in given.items() if name not in taken}
 
 
+def _as_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file of the released code by the names of transformers' classes; other tensors keep theirs."""
+    return {_renamed(name): tensor for name, tensor in weights.items()}
+
+
+def _renamed(name: str) -> str:
+    if not name.startswith("visual_encoder."):
+        return name
+    rest = name.removeprefix("visual_encoder.")
+    if not rest.startswith("blocks."):
+        stem = next((one for one in _RELEASED if rest == one or rest.startswith(f"{one}.")), None)
+        return name if stem is None else _RELEASED[stem] + rest.removeprefix(stem)
+    _, index, part = rest.split(".", 2)
+    stem, _, ending = part.rpartition(".")
+    return f"vision_model.encoder.layers.{index}.{_RELEASED_BLOCK.get(stem, stem)}.{ending}"
+
+
+_RELEASED = {
+    "cls_token": "vision_model.embeddings.class_embedding",
+    "pos_embed": "vision_model.embeddings.position_embedding",
+    "patch_embed.proj": "vision_model.embeddings.patch_embedding",
+    "norm": "vision_model.post_layernorm",
+}
+_RELEASED_BLOCK = {
+    "norm1": "layer_norm1",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    "norm2": "layer_norm2",
+}
 _TOLD = "encoder.layer.0.crossattention.self.query.weight"
 
 

@@ -188,6 +188,48 @@ def test_an_exported_model_writes_what_the_chain_writes(tmp_path):
     )
 
 
+def as_published(model):
+    """The tensors of a class by the names of the released code."""
+    tower = {"embeddings.class_embedding": "cls_token", "embeddings.position_embedding": "pos_embed"}
+    tower |= {"embeddings.patch_embedding": "patch_embed.proj", "post_layernorm": "norm", "encoder.layers": "blocks"}
+    block = {"self_attn.qkv": "attn.qkv", "self_attn.projection": "attn.proj", "layer_norm": "norm"}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("vision_model."):
+            rest = name.removeprefix("vision_model.")
+            for theirs, own in (tower | (block if "layers" in rest else {})).items():
+                rest = rest.replace(theirs, own)
+            name = f"visual_encoder.{rest}"
+        found[name] = tensor.clone()
+    return found
+
+
+def test_a_released_file_holds_readers_and_writers(tmp_path):
+    """One file with both: what is shared stands in it twice."""
+    torch.manual_seed(0)
+    reads, writes = peer(BlipForImageTextRetrieval), peer(BlipForConditionalGeneration)
+    apart = "attention.self", "attention.output"
+    for name, tensor in reads.text_encoder.state_dict().items():
+        if not any(f".{part}" in name for part in apart):
+            writes.text_decoder.bert.state_dict()[name].copy_(tensor)
+    writes.vision_model.load_state_dict(reads.vision_model.state_dict())
+    given = as_published(writes) | as_published(reads) | {"temp": torch.tensor(0.05), "image_queue": torch.randn(8, 4)}
+    assert "visual_encoder.blocks.1.attn.qkv.weight" in given
+    save_file({name: one.contiguous() for name, one in given.items()}, tmp_path / "model.safetensors")
+    chain = build_chain(SMALL, OBJECTIVES, TOKENS)
+    report = load_pretrained(chain, SMALL, tmp_path)
+    assert (report.missing, report.unexpected) == ((), ("image_queue",))
+    assert chain.contrast.logit_scale.item() == pytest.approx(-torch.tensor(0.05).log().item())
+    frames, token_ids = inputs()
+    marked = token_ids.clone()
+    marked[:, 0] = ENC
+    scores = reads(input_ids=marked, pixel_values=as_released(frames), attention_mask=MASK).itm_score
+    torch.testing.assert_close(predict(chain, "vlm", frames, token_ids), scores[:, 1] - scores[:, 0], **NEAR)
+    options = SearchOptions(start=4, end=2, pad=0, banned=(), max_length=1, num_beams=1)
+    logits = writes(input_ids=torch.full((2, 1), 4), pixel_values=as_released(frames)).logits[:, -1]
+    assert torch.equal(generate(chain.eval(), "lm", frames, options).token_ids[:, 0], logits.argmax(-1))
+
+
 def test_only_self_attention_is_apart():
     """Changing any shared weight changes both readers and writers; the counts are those that the paper gives."""
     with torch.device("meta"):
