@@ -24,7 +24,9 @@ def captions(
     media: Annotated[str, typer.Option(help="image or video.")] = "image",
     writes: Annotated[str, typer.Option(help="The captioner's objective.")] = "lm",
     matches: Annotated[str, typer.Option(help="The filter's objective.")] = "vlm",
-    least: Annotated[float, typer.Option(help="Least log odds of a match that the filter keeps.")] = 0.0,
+    least: Annotated[
+        float, typer.Option(min=-1000, max=1000, help="Least log odds of a match that the filter keeps.")
+    ] = 0.0,
     num_beams: Annotated[int, typer.Option(min=1, help="Of the captioner; 1 is greedy.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
     overwrite: Annotated[

@@ -55,7 +55,13 @@ def from_others(
     said = read_json(path / "config.json") if path.is_dir() else {}
     if not kind or said.get("model_type", kind) != kind:
         return None
-    _refuse_options(said, path, {"vit": {"vision": vision}, "bert": {"text": text, "fusion": fusion}}.get(kind, {}))
+    _refuse_options(
+        said,
+        path,
+        {"vit": {"vision": vision}, "bert": {"text": text} | ({"fusion": fusion} if fusion.layers else {})}.get(
+            kind, {}
+        ),
+    )
     pairs = list(_names(kind, bert, vision.layers, text.layers, fusion.layers))
     found: dict[str, Tensor] = {}
     for ours, parts in pairs:

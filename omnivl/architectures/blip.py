@@ -22,7 +22,7 @@ from torch import Tensor
 from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.blip_names import from_others, to_transformers
+from omnivl.architectures.blip_names import from_others, from_starts, to_transformers
 from omnivl.architectures.foreign import Foreign
 from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits
 from omnivl.chain.chain import Chain
@@ -129,12 +129,14 @@ class BLIP(Architecture):
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of the released code, or of ``BlipForImageTextRetrieval`` or ``BlipForConditionalGeneration``.
 
-        The last row of their word embedding is [ENC]'s.
+        The last row of their word embedding is [ENC]'s. Or of what BLIP starts from: ``ViTModel`` and ``BertModel``.
 
         Raises:
             ModelError: The folder's configuration asks for other options than the model has.
         """
-        return from_others(weights, path, self.vision, self.text)
+        stacks = self.vision, self.text
+        found = from_others(weights, path, *stacks)
+        return from_starts(weights, path, *stacks) if found is None else found
 
     def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign:
         """The model as transformers' ``BlipForConditionalGeneration``, which writes as the chain does.

@@ -1,12 +1,14 @@
 """Weights of BLIP's released code and of transformers' classes of BLIP under our names, and back to the latter."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from omnivl.architectures.albef_names import from_others as from_vit_or_bert
 from omnivl.architectures.clip_names import image_processor
 from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Foreign, fold_pixels, read_json, read_pixels
 from omnivl.chain.chain import Chain
@@ -137,6 +139,42 @@ def from_others(
     folded = (weight, bias) if pixels == OUR_PIXELS else fold_pixels(weight, bias, pixels)
     found[f"{_PATCHES}.weight"], found[f"{_PATCHES}.bias"] = folded
     return found | {name: tensor for name, tensor in given.items() if name not in taken}
+
+
+def from_starts(
+    weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer
+) -> dict[str, Tensor] | None:
+    """Weights of what BLIP starts from: transformers' ``ViTModel``, or ``BertModel`` for readers and writers both.
+
+    Args:
+        weights: By the class's names.
+        path: The folder or file.
+        vision: Our image encoder.
+        text: Our blocks on texts. Cross-attention, which BERT lacks, gets none.
+
+    Returns:
+        None if the weights are of neither class.
+
+    Raises:
+        ModelError: Options of ours compute something else.
+    """
+    if any(name.startswith("visual_encoder.") for name in weights):
+        return None
+    given = from_vit_or_bert(weights, path, vision, text, replace(text, layers=0))
+    if given is None:
+        return None
+    found: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        stack, _, rest = name.partition(".block.")
+        if not stack.startswith("text_"):
+            found[name] = tensor
+            continue
+        block = f"{stack.replace('text_', 'mixed_')}.block."
+        part, dot, ending = rest.partition(".")
+        found[block + ("norm3" if part == "norm2" else part) + dot + ending] = tensor
+        if part in ("attention", "norm1"):
+            found[f"{block}{part}_written{dot}{ending}"] = tensor
+    return found
 
 
 def _as_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save_file
 from small_towers import TOKENS, scattered
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    ViTConfig,
+    ViTModel,
+)
 
 from moe.config import LIMoEConfig
 from omnivl.architectures import BLIP
@@ -186,6 +194,35 @@ def test_an_exported_model_writes_what_the_chain_writes(tmp_path):
         generate(again.eval(), "lm", frames, options).log_probability,
         generate(chain, "lm", frames, options).log_probability,
     )
+
+
+def test_blocks_start_from_vit_and_bert(tmp_path):
+    torch.manual_seed(0)
+    own = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    vit = ViTConfig(**own, hidden_size=24, intermediate_size=96, image_size=16, patch_size=8)
+    bert = BertConfig(**own, hidden_size=16, intermediate_size=64, vocab_size=50, max_position_embeddings=7)
+    peers = scattered(ViTModel(vit, add_pooling_layer=False)), scattered(BertForMaskedLM(bert)).eval()
+    for name, model in zip(("vit", "bert"), peers, strict=True):
+        model.save_pretrained(tmp_path / name)
+    chain = build_chain(SMALL, OBJECTIVES, TOKENS)
+    words = load_pretrained(chain, SMALL, tmp_path / "bert")
+    assert words.unexpected == ()
+    lacking = {name for name in words.missing if name.startswith(("mixed_", "embed.block.text"))}
+    assert all(".cross." in name or ".norm2." in name or name.endswith(".mark") for name in lacking)
+    assert load_pretrained(chain, SMALL, tmp_path / "vit", part="vision").unexpected == ()
+    _, token_ids = inputs()
+    hidden = peers[1].bert(token_ids, attention_mask=MASK).last_hidden_state
+    x, mask = chain.embed.block.text(token_ids, torch.float32), MASK == 1
+    for layer in (chain.mixed_00, chain.mixed_01):
+        x = layer.block.read(x, mask, None)
+        assert torch.equal(layer.block.attention_written.qkv.weight, layer.block.attention.qkv.weight)
+        assert torch.equal(layer.block.norm1_written.bias, layer.block.norm1.bias)
+    torch.testing.assert_close(x[mask], hidden[mask], **NEAR)
+    wide = replace(SMALL, text=replace(POST, norm="pre"))
+    with pytest.raises(ModelError) as caught:
+        load_pretrained(build_chain(wide, (), TOKENS), wide, tmp_path / "bert")
+    assert "model.text.norm: got 'pre'; allowed 'post' with these weights" in str(caught.value)
+    assert "fusion" not in str(caught.value)
 
 
 def as_published(model):
