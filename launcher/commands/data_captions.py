@@ -37,7 +37,7 @@ def captions(
     """Write captions of pictures by a trained stage, and take out those that do not match.
 
     Examples:
-      omnivl data captions emoji --captioner runs/blip_tiny --filter runs/blip_tiny --out captioned
+      omnivl data captions emoji --where '{label: [bugs]}' --captioner runs/quickstart --out captioned
     """
     # Here: the other commands of `data` need nothing of a model, and would start a second later.
     from engine.finished.trained import find_trained, load_encoder

@@ -30,7 +30,7 @@ CANNOT_RUN = {
 
 LONG = (
     *("omnivl pretrain ", "torchrun ", "omnivl evaluate ", "omnivl export ", "omnivl embed ", "omnivl routing "),
-    "omnivl predict ",
+    *("omnivl predict ", "omnivl data captions "),
     *("omnivl checkpoint ", "omnivl report ", "omnivl measure ", "omnivl profile ", "omnivl serve "),
     "omnivl estimate ",
 )
