@@ -43,7 +43,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], dict[st
     return get
 
 
-@pytest.mark.parametrize(("run", "model"), [pytest.param(r, m, id=f"{m}-{r.host}") for r in RUNS for m in r.models])
+@pytest.mark.parametrize(
+    ("run", "model"),
+    [
+        pytest.param(run, model, id=f"{model}-{run.host}", marks=pytest.mark.full if run.long else ())
+        for run in RUNS
+        for model in run.models
+    ],
+)
 def test_a_model_comes_to_what_was_recorded(results: Callable[[Run], dict[str, Record]], run: Run, model: str) -> None:
     expected, got = read_recorded(record_file(model, run.host)), results(run)[model]
     alike = expected["machine"] == fingerprint()

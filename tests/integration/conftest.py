@@ -139,3 +139,11 @@ def pretraining(tmp_path: Path) -> Iterator[Pretraining]:
     runs = Pretraining(tmp_path)
     yield runs
     runs.close()
+
+
+@pytest.fixture(scope="module")
+def shared_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pretraining]:
+    """For runs that several tests of a file compare theirs with."""
+    runs = Pretraining(tmp_path_factory.mktemp("shared"))
+    yield runs
+    runs.close()

@@ -63,6 +63,7 @@ def test_own_data(tmp_path: Path) -> None:
     (plan,) = blocks(document, "yaml")
     (tmp_path / "mine.yaml").write_text(
         plan.replace("steps: 100", "steps: 4").replace("warmup_steps: 10", "warmup_steps: 2")
+        + "launch: {processes: 1}\n"
     )
     printed = [shell(command, tmp_path) for command in commands(document)]
     assert "60" in printed[0]
@@ -97,7 +98,7 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     document = TUTORIALS / "add-a-task.md"
     package = tmp_path / "omnivl"
     for name in ("omnivl", "moe", "engine", "launcher"):  # the command refuses packages from several places
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("embedded"))
     (package / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
     file, line = blocks(document, "python")
     (package / "tasks" / "foil.py").write_text(file)
@@ -140,7 +141,7 @@ def follow(name: str, folder: Path, file: str, test: str, monkeypatch: pytest.Mo
         What each of the tutorial's commands printed.
     """
     for package in ("moe", "omnivl", "engine", "launcher"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("embedded"))
     (folder / "omnivl" / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     document = TUTORIALS / f"{name}.md"
@@ -156,7 +157,8 @@ def follow(name: str, folder: Path, file: str, test: str, monkeypatch: pytest.Mo
     checked.write_text(check)
     for key, short in (("steps", 4), ("warmup_steps", 2), ("max_samples", 16)):
         plan = re.sub(rf"\b{key}: \d+", f"{key}: {short}", plan)
-    (folder / plan_file).write_text(plan)
+    assert "launch:" not in plan
+    (folder / plan_file).write_text(f"{plan}launch: {{processes: 1}}\n")
     printed = {command: shell(command, folder) for command in commands(document)}
     assert "1 passed" in next(said for command, said in printed.items() if "pytest" in command)
     return printed

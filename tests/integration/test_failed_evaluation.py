@@ -64,11 +64,24 @@ def write_shard(path: Path, broken: int | None) -> None:
     write_tar(path, members)
 
 
+ALONE = ("launch.processes=1", "parallel.host=plain")
+
+
 @pytest.fixture
 def shard(pretraining: "Pretraining") -> Path:
     path = pretraining.folder / "shard-000000.tar"
     write_plan(pretraining, path, every=0)
     return path
+
+
+@pytest.fixture(scope="module")
+def intact(shared_pretraining: "Pretraining") -> Path:
+    """The first stage of a run on one process whose only evaluation, the last one, succeeded."""
+    shard = shared_pretraining.folder / "shard-000000.tar"
+    write_shard(shard, None)
+    write_plan(shared_pretraining, shard, every=0)
+    assert "evaluating" in shared_pretraining.run("intact", *ALONE)
+    return shared_pretraining.stage("intact", "01-first")
 
 
 def write_plan(pretraining: "Pretraining", shard: Path, *, every: int) -> None:
@@ -78,7 +91,8 @@ def write_plan(pretraining: "Pretraining", shard: Path, *, every: int) -> None:
 # The first and the last sample belong to different processes: only one of them fails, the other must not wait for it.
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("broken", "host"), [(0, "plain"), pytest.param(7, "plain", marks=pytest.mark.full), (7, "zero")]
+    ("broken", "host"),
+    [*(pytest.param(broken, "plain", marks=pytest.mark.full) for broken in (0, 7)), (7, "zero")],
 )
 def test_a_failed_last_evaluation_leaves_the_stage_complete(
     pretraining: "Pretraining", shard: Path, broken: int, host: str
@@ -107,25 +121,22 @@ def test_a_failed_last_evaluation_leaves_the_stage_complete(
 
 
 def test_an_evaluation_that_is_killed_is_repeated_and_no_step_is(
-    pretraining: "Pretraining", shard: Path, monkeypatch: pytest.MonkeyPatch
+    pretraining: "Pretraining", shard: Path, intact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(shard, None)
     fault = {
         **{"moment": "evaluation", "stage": "first", "step": 4, "victim": 0, "action": "kill"},
         **{"run": str(pretraining.folder / "run"), "record": str(pretraining.folder / "struck.json")},
     }
-    alone = "launch.processes=1"
-    whole = pretraining.run("whole", alone, "parallel.host=plain")
-    assert "evaluating" in whole
     with monkeypatch.context() as patch:
         patch.setenv("OMNIVL_TEST_FAULT", json.dumps(fault))
         patch.setenv("PYTHONPATH", f"{Path(__file__).parent / 'faults'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        pretraining.run("run", alone, "parallel.host=plain", code=137)
-    stage, intact = pretraining.stage("run", "01-first"), pretraining.stage("whole", "01-first")
+        pretraining.run("run", *ALONE, code=137)
+    stage = pretraining.stage("run", "01-first")
     assert marker_of(stage) == {"steps": 4, "evaluation_due": True}
     assert load_file(stage / "weights.safetensors").keys() == load_file(intact / "weights.safetensors").keys()
     before = (stage / "weights.safetensors").read_bytes()
-    output = pretraining.run("run", alone, "parallel.host=plain")
+    output = pretraining.run("run", *ALONE)
     assert "evaluating" in output
     assert "stage 1/2 first  step" not in output.replace("step 4/4", "")
     assert marker_of(stage) == {"steps": 4}
@@ -133,18 +144,16 @@ def test_an_evaluation_that_is_killed_is_repeated_and_no_step_is(
     assert comparable_lines(stage / "metrics.jsonl") == comparable_lines(intact / "metrics.jsonl")
 
 
-def test_a_failed_evaluation_within_a_stage_costs_no_step_either(pretraining: "Pretraining", shard: Path) -> None:
-    """The stage is built anew, goes on from its checkpoint, and ends with the bits of a run without evaluations."""
+def test_a_failed_evaluation_within_a_stage_costs_no_step_either(
+    pretraining: "Pretraining", shard: Path, intact: Path
+) -> None:
+    """The stage is built anew, goes on from its checkpoint, and ends with the bits of a run without that evaluation."""
     write_plan(pretraining, shard, every=2)
     write_shard(shard, 3)
-    arguments = ("launch.processes=1", "parallel.host=plain")
-    output = pretraining.run("run", *arguments, "checkpoint.every=2")
+    output = pretraining.run("run", *ALONE, "checkpoint.every=2")
     assert "step 2: the evaluation failed" in output
     stage = pretraining.stage("run", "01-first")
     assert json.loads((stage / "unevaluated.json").read_text()).keys() == {"2", "4"}
-    write_shard(shard, None)
-    pretraining.run("whole", *arguments)
-    intact = pretraining.stage("whole", "01-first")
     assert (stage / "weights.safetensors").read_bytes() == (intact / "weights.safetensors").read_bytes()
     lines = [line for line in comparable_lines(intact / "metrics.jsonl") if line["event"] == "train"]
     assert comparable_lines(stage / "metrics.jsonl") == lines
@@ -154,7 +163,7 @@ def test_a_curve_that_fails_costs_no_step_and_is_not_tried_again(pretraining: "P
     """A picture is cut in the middle: the look at the plan does not decode it, the evaluation before step 1 does."""
     write_shard(shard, 7)
     curve = f"stages.first.evaluate={{curve: {{tasks: [{{kind: retrieval, source: {shard}, max_samples: 8}}]}}}}"
-    output = pretraining.run("run", "parallel.host=plain", "launch.processes=1", curve)
+    output = pretraining.run("run", *ALONE, curve)
     stage = pretraining.stage("run", "01-first")
     assert "stage first: no curve any more, as its evaluation failed at step 0: " in output
     assert f"remove {stage / 'curve_failed.json'} to have it again" in output

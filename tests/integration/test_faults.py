@@ -75,7 +75,7 @@ WORDS = {
     "starting": "between stages",
 }
 
-QUICK = (("plain", "backward", 1), ("plain", "sealing", 0))
+QUICK = (("plain", "sealing", 0),)
 WITHIN_SECONDS = 20.0
 """One, where the machine is not busy with other things."""
 

@@ -49,7 +49,9 @@ stages:
 """
 
 
-@pytest.mark.parametrize("host", ["plain", pytest.param("zero, zero_stage: 3", marks=pytest.mark.distributed)])
+@pytest.mark.parametrize(
+    "host", ["plain", pytest.param("zero, zero_stage: 3", marks=[pytest.mark.distributed, pytest.mark.full])]
+)
 def test_a_tuned_stage_keeps_the_checkpoint_with_the_lowest_error(pretraining: "Pretraining", host: str) -> None:
     pretraining.write_plan(PLAN.replace("HOST", host))
     pretraining.run("run", limit=240)

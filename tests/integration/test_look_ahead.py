@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_bad_third_stage_stops_a_run_before_its_first_step(pretraining: "Pretraining", processes: int) -> None:
     write_files(pretraining.folder)
     content = plan_of(pretraining.folder, launch={"processes": processes})
