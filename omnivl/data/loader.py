@@ -169,7 +169,6 @@ class Loader:
             DataError: Too many samples are bad.
         """
         self.close()
-        self._maker.forget_streams()
         self._places = {}
         self._running = self._results()
         for result in self._running:
@@ -189,10 +188,11 @@ class Loader:
             yield None, self.state
 
     def close(self) -> None:
-        """Stops workers and threads. The next iteration makes their unused batches again."""
+        """Stops workers, threads and streams, and closes files. The next iteration makes unused batches again."""
         if self._running is not None:
             self._running.close()  # type: ignore[attr-defined]  # it is a generator
             self._running = None
+        self._maker.close()
 
     def __enter__(self) -> Self:
         return self

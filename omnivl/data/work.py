@@ -28,6 +28,7 @@ from omnivl.data.limits import DecodeLimits
 from omnivl.data.ring import Ring, Slot
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Source, naming
+from omnivl.data.sources.shards import ShardSource
 from omnivl.data.sources.stream import StreamReader
 from omnivl.errors import DataError
 
@@ -173,9 +174,14 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         except DataError as error:
             return Failure(str(error))
 
-    def forget_streams(self) -> None:
-        """Makes streams begin anew, at their requests' ``first_shard``."""
+    def close(self) -> None:
+        """Closes files. Streams end, and begin anew at their requests' ``first_shard``."""
+        for stream in self._streams.values():
+            stream.close()
         self._streams = {}
+        for source in self._sources:
+            if isinstance(source, ShardSource):
+                source.close()
 
     def _make(self, request: BatchRequest) -> Result:
         refused: dict[str, Rejection] = {}

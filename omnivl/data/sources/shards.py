@@ -18,6 +18,7 @@ from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, NothingLeftError, Rejection, Sample
+from omnivl.data.sources.open_shards import OpenShards
 from omnivl.errors import DataError
 
 _SHOWN_NAMES = 12
@@ -81,8 +82,7 @@ class ShardSource:
         used = {indexes[shard].labels[row] for shard, row in zip(self._shard.tolist(), self._row.tolist(), strict=True)}
         self._classes = tuple(sorted(used - {""}))
         self._sizes = np.concatenate([index.sizes[rows] for index, rows in zip(indexes, chosen, strict=True)])
-        self._open: dict[int, int] = {}
-        self._owner = os.getpid()
+        self._open = OpenShards()
         if len(self._row) == 0:
             raise self._nothing_left()
 
@@ -110,8 +110,9 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self._row)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}
+    def close(self) -> None:
+        """Closes the shards; those that are read after this are opened again."""
+        self._open.close()
 
     def read(self, index: int) -> Sample:
         """The sample at ``index``.
@@ -123,9 +124,12 @@ class ShardSource:
         columns = self._indexes[shard]
         key = columns.keys[row]
         where = f"{self._shards[shard]}:{key}"
-        descriptor = self._descriptor(shard, where)
+        try:
+            opened = self._open.get(self._shards[shard])
+        except OSError as error:
+            raise BadSampleError("unreadable_path", where, error.strerror or str(error)) from error
         members = {
-            extension: _read_span(descriptor, offset, size, where)
+            extension: _read_span(opened.descriptor, offset, size, where)
             for extension, (offset, size) in zip(TEXT_EXTENSIONS, columns.text[row].tolist(), strict=True)
             if size >= 0
         }
@@ -133,7 +137,7 @@ class ShardSource:
         media = None
         if self._takes_media:
             offset, size = columns.media[row].tolist()
-            media = _read_span(descriptor, offset, size, where)
+            media = _read_span(opened.descriptor, offset, size, where)
         spans = columns.members_of(row) if self._wanted else {}
         named = (name for one in self._wanted if (name := file_named(one, spans)) is not None)
         return to_sample(
@@ -143,21 +147,8 @@ class ShardSource:
             media=media,
             extension=columns.extension[row],
             language=self._config.language,
-            members={name: _read_span(descriptor, *spans[name], where) for name in named},
+            members={name: _read_span(opened.descriptor, *spans[name], where) for name in named},
         )
-
-    def _descriptor(self, shard: int, where: str) -> int:
-        """The shard's file descriptor in this process; ``pread`` needs no file position, so threads can share it."""
-        if self._owner != os.getpid():
-            self._open, self._owner = {}, os.getpid()
-        if shard not in self._open:
-            if len(self._open) >= 256:  # far below the usual limit of 1024 open files
-                os.close(self._open.pop(next(iter(self._open))))
-            try:
-                self._open[shard] = os.open(self._shards[shard], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError as error:
-                raise BadSampleError("unreadable_path", where, error.strerror or str(error)) from error
-        return self._open[shard]
 
     def _choose(self, index: ShardIndex, shard: str) -> NDArray[np.int64]:
         """Rows of one shard that the entry asks for; records those that have neither caption nor label as bad."""

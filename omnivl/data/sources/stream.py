@@ -10,8 +10,9 @@ and refuses the same ones. Nothing is unpickled.
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReader, matters
 from omnivl.data.batch import has_text, is_label, is_video
@@ -86,6 +87,11 @@ class StreamReader:
         """Where to resume: the earliest shard in the endless order with a sample that has not been returned."""
         return min((place for place, _ in self._buffer), default=self._place)
 
+    def close(self) -> None:
+        """Ends the program that sends the shard, if one is open and no other thread reads it; nothing comes after."""
+        if getgeneratorstate(self._samples) != GEN_RUNNING:
+            self._samples.close()
+
     def next(self) -> Sample:
         """The next sample, taken at random from the buffer, which is refilled.
 
@@ -99,7 +105,7 @@ class StreamReader:
         self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
         return self._buffer.pop()[1]
 
-    def _read(self) -> Iterator[Sample]:
+    def _read(self) -> Generator[Sample, None, None]:
         fruitless = 0
         while True:
             shard = self._shards[self._order(self._place)[1]]

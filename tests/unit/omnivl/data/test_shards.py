@@ -1,19 +1,29 @@
+import gc
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from omnivl.data.config import DataEntryConfig
+from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.filters import value_matches
 from omnivl.data.inspect import inspect_source
+from omnivl.data.loader import Loader
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError
+from omnivl.data.sources.open_shards import MOST_OPEN
 from omnivl.data.sources.patterns import expand_pattern, is_glob
 from omnivl.data.sources.presence import why_unreadable
 from omnivl.data.sources.shards import ShardSource
+from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see which files are open")
 
 
 def test_braces_ranges_and_lists(tmp_path):
@@ -272,6 +282,82 @@ def test_a_shard_that_shrinks_or_vanishes_after_opening(mixed):
     with pytest.raises(BadSampleError) as error:
         late.read(0)
     assert error.value.rejection.cause == "unreadable_path"
+
+
+def open_shards(folder: Path) -> int:
+    """How many files of a folder this process has open."""
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # of this very listing
+            found += descriptor.readlink().parent == folder
+    return found
+
+
+@pytest.fixture
+def many(write_tar, pairs, tmp_path) -> str:
+    """More shards of one sample each than a source keeps open."""
+    for number in range(MOST_OPEN + 16):
+        write_tar(pairs(1), f"{number:03d}.tar")
+    return str(tmp_path)
+
+
+@needs_proc
+def test_shards_read_last_stay_open_and_all_are_closed_at_the_end(many, tmp_path):
+    source = open_source(DataEntryConfig(many, "image_text"), seed=0)
+    for row in range(MOST_OPEN):
+        source.read(row)
+    first, second = tmp_path / "000.tar", tmp_path / "001.tar"
+    first.unlink()
+    second.unlink()
+    assert source.read(0).key == "0000", "open still"
+    for row in range(MOST_OPEN, MOST_OPEN + 16):
+        source.read(row)
+    assert open_shards(tmp_path) == MOST_OPEN
+    assert source.read(0).key == "0000", "read later than the second, which was closed"
+    with pytest.raises(BadSampleError, match="No such file"):
+        source.read(1)
+    source.close()
+    assert open_shards(tmp_path) == 0
+    assert source.read(2).key == "0000", "opened again"
+    del source
+    gc.collect()
+    assert open_shards(tmp_path) == 0
+
+
+@needs_proc
+def test_a_shard_stays_open_while_a_thread_reads_it(many, tmp_path, monkeypatch):
+    source = open_source(DataEntryConfig(many, "image_text"), seed=0)
+    expected, pread, nested = source.read(0), os.pread, []
+
+    def others_read_first(descriptor: int, size: int, offset: int) -> bytes:
+        if not nested:
+            nested.append(True)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(source.read, range(1, MOST_OPEN + 16)))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", others_read_first)
+    assert source.read(0) == expected
+    assert open_shards(tmp_path) == MOST_OPEN
+
+
+@needs_proc
+@pytest.mark.filterwarnings("ignore:data source .* is a stream")
+@pytest.mark.parametrize("form", ["{}", "pipe:cat {}/{{000..079}}.tar"])
+def test_a_closed_loader_leaves_nothing_open(many, tmp_path, form):
+    sizes = InputSizes(image_size=16, video_size=16, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
+    entry = DataEntryConfig(form.format(many), "image_text")
+    config = LoaderConfig(num_workers=0, shuffle_buffer=4)
+    before = set(psutil.Process().children())
+    with Loader(
+        [entry], loader_config=config, sizes=sizes, tokenizer=load_tokenizer("emoji"), micro_batch_size=16
+    ) as loader:
+        batches = iter(loader)
+        for _ in range(2):
+            next(batches)
+        assert open_shards(tmp_path) > 0 or set(psutil.Process().children()) > before
+    assert open_shards(tmp_path) == 0
+    assert set(psutil.Process().children()) == before
 
 
 def test_values_match_by_text():
