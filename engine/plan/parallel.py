@@ -133,15 +133,16 @@ class BatchConfig:
         gradient_accumulation_steps: Micro-batches of one optimizer step on one process. ``auto`` takes as many as
             ``global_batch_size`` needs, 1 where that is not given; ``micro_batch_size_per_gpu`` then is the most that a
             process holds: the largest divisor of a replica's part up to it is taken. Means over tokens, patches,
-            answers and pairs are those of the whole step, however it is divided. What compares samples with one another
-            (``itc``, ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation
-            adds no negatives, but for what ``contrast`` says.
+            answers and pairs are those of the whole step, however it is divided. Objectives that compare samples with
+            one another see one micro-batch at a time, as routers' losses do: accumulation adds no negatives, but for
+            what ``contrast`` says. ``check`` names them.
         global_batch_size: Samples of one optimizer step over all processes. With ``gradient_accumulation_steps: auto``
             every number of processes that divides it runs the plan, and so where it stands alone, which means ``auto``
             for the other two. Otherwise it never changes them. ``check`` and ``pretrain`` print what was worked out.
-        contrast: With which samples ``univlc`` and ``itc`` compare: those of a ``micro`` batch on all replicas, or of
-            the ``global`` batch, all accumulated micro-batches of a kind together. For the latter the encoders run
-            twice on each micro-batch. Negatives of ``itm`` and ``vlm`` are drawn within a micro-batch either way.
+        contrast: With which samples objectives compare that need embeddings alone (``univlc``, ``itc``,
+            ``intra_modal``): those of a ``micro`` batch on all replicas, or of the ``global`` batch, all accumulated
+            micro-batches of a kind together. For the latter the encoders run twice on each micro-batch. What others
+            compare with, such as the negatives of ``itm`` and ``vlm``, is of one micro-batch either way.
     """
 
     micro_batch_size_per_gpu: Annotated[int, Range(1), AUTO] = MOST_AUTOMATIC

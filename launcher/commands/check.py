@@ -136,7 +136,7 @@ def _stage_summary(stage: StagePlan, loader: LoaderConfig, tokenizer: Tokenizer,
         "mixture": {entry.key: entry.weight / total for entry in stage.data},
         "objectives": {objective.key: objective.weight for objective in stage.objectives},
         "compared_within_a_micro_batch": stage.compared_within_a_micro_batch,
-        "contrasts_by": stage.batch.contrast,
+        "comparable_across_micro_batches": _comparable(stage),
         "host": _host(stage),
         "precision": stage.parallel.precision,
         "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,
@@ -153,6 +153,12 @@ def _stage_summary(stage: StagePlan, loader: LoaderConfig, tokenizer: Tokenizer,
         "curve": [task.name for task in stage.evaluate.curve.tasks],
         "curve_seconds": stage.evaluate.curve.every_seconds,
     }
+
+
+def _comparable(stage: StagePlan) -> list[str]:
+    """Keys of ``compared_within_a_micro_batch`` that ``batch.contrast: global`` would take from it."""
+    within = stage.compared_within_a_micro_batch
+    return [one.key for one in stage.objectives if one.compares_embeddings and one.key in within]
 
 
 def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -55,8 +55,8 @@ def _not_accumulated(stage: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     verb = "compares" if len(keys) == 1 else "compare"
     told = f"{', '.join(keys)} {verb} the samples of one micro-batch, at most {size:,}, not those of the whole step"
-    if stage["contrasts_by"] == "micro":
-        told += " (univlc and itc can: batch.contrast: global)"
+    if able := stage["comparable_across_micro_batches"]:
+        told += f" ({' and '.join(able)} can: batch.contrast: global)"
     return [("negatives", told)]
 
 

@@ -172,11 +172,17 @@ def test_an_unknown_command_is_refused() -> None:
 def test_it_says_which_losses_get_no_negatives_by_accumulation(plan_path: Path) -> None:
     told = " ".join(omnivl("check", plan_path).stdout.split())
     assert "univlc compares the samples of one micro-batch, at most 12, not those of the whole step" in told
+    assert "not those of the whole step (univlc can: batch.contrast: global)" in told
     both = "stages.one.objectives=[lm, {kind: univlc, name: contrast}, vlm]"
     (stage,) = summarize(load_plan(plan_path, [both]))["stages"]
     assert stage["compared_within_a_micro_batch"] == ["contrast", "vlm"]
+    assert stage["comparable_across_micro_batches"] == ["contrast"]
+    tcl = load_plan(PLANS / "tcl_tiny.yaml", ["batch.gradient_accumulation_steps=2"])
+    (stage,) = summarize(tcl)["stages"]
+    assert stage["comparable_across_micro_batches"] == ["univlc", "intra_modal"]
     (stage,) = summarize(load_plan(plan_path, [both, "batch.contrast=global"]))["stages"]
     assert stage["compared_within_a_micro_batch"] == ["vlm"], "its negatives are drawn within a micro-batch"
+    assert stage["comparable_across_micro_batches"] == []
     (stage,) = summarize(load_plan(plan_path, [both, "batch.gradient_accumulation_steps=1"]))["stages"]
     assert stage["compared_within_a_micro_batch"] == []
 
