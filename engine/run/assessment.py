@@ -11,6 +11,7 @@ from engine.plan.plan import CheckpointConfig, StagePlan
 from engine.processes import ranks
 from engine.run.examination import UnevaluatedError, attempt, examine
 from engine.telemetry.metrics import MetricsLog
+from omnivl.data.config import Decoder
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 
@@ -19,7 +20,13 @@ class Assessment:
     """The evaluations of one stage. Every method is called by every process."""
 
     def __init__(
-        self, host: Host, stage: StagePlan, tokenizer: Tokenizer, folder: StageFolder, checkpoint: CheckpointConfig
+        self,
+        host: Host,
+        stage: StagePlan,
+        tokenizer: Tokenizer,
+        folder: StageFolder,
+        checkpoint: CheckpointConfig,
+        decode: Decoder,
     ) -> None:
         """Remembers its arguments.
 
@@ -29,7 +36,9 @@ class Assessment:
             tokenizer: Turns texts into ids.
             folder: Gets the results.
             checkpoint: Says which figure decides what is best.
+            decode: What decodes JPEGs and videos.
         """
+        self._decode: Decoder = decode
         self._host, self._stage, self._tokenizer, self._folder = host, stage, tokenizer, folder
         self._best = best_of(stage.evaluate, checkpoint)
 
@@ -82,7 +91,7 @@ class Assessment:
         return figure if is_better else None
 
     def _evaluate(self, step: int, metrics: MetricsLog | None, best: float | None) -> float | None:
-        results = examine(self._host, self._stage, self._tokenizer, self._stage.evaluate.tasks)
+        results = examine(self._host, self._stage, self._tokenizer, self._stage.evaluate.tasks, self._decode)
         figures = {f"{score.task}/{score.metric}": score.value for result in results for score in result.scores}
         better = self.better(figures, best)
         if metrics is not None:

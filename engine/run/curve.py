@@ -13,6 +13,7 @@ from engine.telemetry.curve import CurvePoint, read_curve
 from engine.telemetry.metrics import MetricsLog, bytes_up_to
 from engine.telemetry.pace import duration
 from engine.telemetry.progress import Progress
+from omnivl.data.config import Decoder
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.tasks import TaskConfig
 from omnivl.tasks.results import Score
@@ -71,7 +72,13 @@ class Curve:
     """The evaluations by time of one stage. Every method is called by every process; process 0 decides when."""
 
     def __init__(
-        self, host: Host, stage: StagePlan, tokenizer: Tokenizer, folder: StageFolder, progress: Progress
+        self,
+        host: Host,
+        stage: StagePlan,
+        tokenizer: Tokenizer,
+        folder: StageFolder,
+        progress: Progress,
+        decode: Decoder,
     ) -> None:
         """Remembers its arguments.
 
@@ -81,7 +88,9 @@ class Curve:
             tokenizer: Turns texts into ids.
             folder: Gets the points.
             progress: Shows them.
+            decode: What decodes JPEGs and videos.
         """
+        self._decode: Decoder = decode
         self._host, self._stage, self._tokenizer, self._folder = host, stage, tokenizer, folder
         self._progress, self._plan = progress, stage.evaluate.curve
         self._pace = Pace(self._plan)
@@ -181,7 +190,7 @@ class Curve:
             )
 
     def _scores(self, tasks: Sequence[TaskConfig]) -> list[Score]:
-        results = examine(self._host, self._stage, self._tokenizer, tasks)
+        results = examine(self._host, self._stage, self._tokenizer, tasks, self._decode)
         return [score for result in results for score in result.scores]
 
     def _is_due_here(self, step: int) -> bool:

@@ -12,6 +12,8 @@ from engine.processes.collectives import make_gather
 from engine.processes.seeds import generator_states, restore_generators
 from engine.watch.failure import describe_error
 from omnivl.chain.gather import ReplicaError
+from omnivl.data.config import Decoder
+from omnivl.data.gpu_decode import gpu_for_decoding
 from omnivl.data.tokenizer import Tokenizer, load_readers
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks import TaskConfig
@@ -32,16 +34,36 @@ class UnevaluatedError(Exception):
     """
 
 
-def examine(host: Host, stage: StagePlan, tokenizer: Tokenizer, tasks: Sequence[TaskConfig]) -> list[TaskResult]:
+def examine(
+    host: Host, stage: StagePlan, tokenizer: Tokenizer, tasks: Sequence[TaskConfig], decode: Decoder
+) -> list[TaskResult]:
     """Runs tasks on the present chain, each process its share; equal on all of them.
 
     Training's random generators are afterwards as they were before, whatever a task draws from them.
+
+    Args:
+        host: Holds the chain.
+        stage: The chain's.
+        tokenizer: Turns texts into ids.
+        tasks: What is run.
+        decode: What decodes JPEGs and videos (``LoaderConfig.decode``).
+
+    Raises:
+        DataError: A GPU cannot decode here, or a sample is bad.
     """
     readers = load_readers(stage.model.text_inputs, tokenizer)
     drawn = generator_states()
     try:
         with host.whole_chain() as chain:
-            encoder = Encoder(chain, stage.model, tokenizer, make_gather(), host.device, readers=readers)
+            encoder = Encoder(
+                chain,
+                stage.model,
+                tokenizer,
+                make_gather(),
+                host.device,
+                readers=readers,
+                decodes_on=gpu_for_decoding("spawn", num_workers=0) if decode == "gpu" else None,
+            )
             return run_tasks(tasks, encoder)
     finally:
         restore_generators(drawn)

@@ -83,8 +83,8 @@ class StageLoop:
         self._state = TrainerState(layout=layout)
         self._guard, self._window = Guard(plan.guard), LossWindow()
         self._rollbacks: tuple[Rollback, ...] = ()
-        self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint)
-        self._curve = Curve(host, self._stage, tokenizer, folder, progress)
+        self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint, plan.loader.decode)
+        self._curve = Curve(host, self._stage, tokenizer, folder, progress, plan.loader.decode)
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
             folder.checkpoints, asynchronous=plan.checkpoint.asynchronous, keep_last=plan.checkpoint.keep_last

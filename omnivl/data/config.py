@@ -177,7 +177,8 @@ class LoaderConfig:
         start_method: How worker processes are started. ``fork`` is unsafe once the process runs threads of its own
             (gloo, CUDA).
         decode: What decodes JPEGs and videos: the CPU, or the process's GPU by TorchCodec (nvJPEG, NVDEC), which has to
-            be installed. Pixels of both differ a little.
+            be installed. Pixels of both differ a little. It holds for a run's own evaluations too; ``omnivl evaluate``
+            decodes on the CPU. A GPU that fails ends the run.
         max_bad_fraction: Share of bad samples above which the run stops.
         min_samples_to_judge: Number of samples from which on that share is checked.
         max_pixels: Pixels per picture or frame above which a sample is refused before it is decoded.

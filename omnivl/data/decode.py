@@ -84,7 +84,7 @@ def read_header(sample: Sample, limits: DecodeLimits) -> Header:
         return Header(kind, size, 1 if may_move(media) else picture_orientation(media))
 
 
-def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixels:
+def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0, device: str | None = None) -> Pixels:
     """Decodes a picture to ``[1, H, W, 3]``.
 
     Args:
@@ -92,6 +92,7 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         limits: Bounds.
         needed: Shorter side, in pixels, that is sufficient: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
             both sides remain at least that long. 0 decodes in full.
+        device: See ``decode_shrunk``.
 
     Raises:
         BadSampleError: ``broken_image``, ``too_many_pixels`` or ``unknown_extension``.
@@ -100,7 +101,7 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         return sample.frames[:1]
     header = read_header(sample, limits)
     shrink = 1 if needed == 0 else header.shrink(lambda width, height: min(width, height) / needed)
-    return decode_shrunk(sample, header, limits, shrink)
+    return decode_shrunk(sample, header, limits, shrink, device)
 
 
 def decode_shrunk(
@@ -267,7 +268,12 @@ MIDDLE = Shot()
 
 
 def evaluation_frames(
-    sample: Sample, size: SizeOf, num_frames: int, config: LoaderConfig, shot: Shot = MIDDLE
+    sample: Sample,
+    size: SizeOf,
+    num_frames: int,
+    config: LoaderConfig,
+    shot: Shot = MIDDLE,
+    device: str | None = None,
 ) -> Tensor:
     """The plain view of a sample: uniform frames, resized, squares cropped; nothing random.
 
@@ -277,19 +283,23 @@ def evaluation_frames(
         num_frames: Frames wanted; with 1, a clip gives its middle frame.
         config: Bounds of decoding.
         shot: Which part is looked at.
+        device: The GPU that decodes JPEGs and videos; None for the CPU.
 
     Returns:
-        uint8 ``[num_frames, 3, h, w]``.
+        uint8 ``[num_frames, 3, h, w]``, on the CPU.
 
     Raises:
         BadSampleError: See ``decode_still`` and ``decode_clip``.
     """
     limits, own = DecodeLimits(config.max_pixels, config.max_frames), still_size(sample, size)
     if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
-        pixels = decode_still(sample, limits, needed=0 if own is None else least_side(own))
+        pixels = decode_still(sample, limits, 0 if own is None else least_side(own), device)
     else:
         frames = FrameSamplingConfig(span=shot.span)
-        pixels = decode_clip(sample, limits, lambda total: sample_frames(total, num_frames, frames, None, shot.start))
+        start = shot.start
+        pixels = decode_clip(
+            sample, limits, lambda total: sample_frames(total, num_frames, frames, None, start), device=device
+        )
     if own is None:
         assert not isinstance(size, int)
         own = size(pixels.shape[2], pixels.shape[1])

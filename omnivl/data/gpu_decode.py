@@ -8,6 +8,8 @@ Shapes: T frames, H x W pixels; results are uint8, RGB.
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -50,9 +52,13 @@ def jpeg_on_gpu(media: bytes, device: str) -> NDArray[np.uint8]:
     """Decodes a JPEG in full to ``[H, W, 3]``, as it is stored.
 
     Source: ``torchcodec.decoders.decode_jpeg``, TorchCodec 0.16.
+
+    Raises:
+        DataError: The GPU has failed; any other error is one of the file.
     """
-    decoded: torch.Tensor = _decoders().decode_jpeg(media, device=device)
-    pixels: NDArray[np.uint8] = decoded.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
+    with _naming_failures_of(device):
+        decoded: torch.Tensor = _decoders().decode_jpeg(media, device=device)
+        pixels: NDArray[np.uint8] = decoded.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels
 
 
@@ -65,10 +71,51 @@ def frames_on_gpu(media: bytes, wanted: list[int], device: str) -> NDArray[np.ui
         device: See ``gpu_for_decoding``.
 
     Source: ``torchcodec.decoders.VideoDecoder``, TorchCodec 0.16.
+
+    Raises:
+        DataError: The GPU has failed; any other error is one of the file.
     """
-    decoder = _decoders().VideoDecoder(media, dimension_order="NHWC", device=device, seek_mode="exact")
-    frames: NDArray[np.uint8] = decoder.get_frames_at(indices=wanted).data.cpu().numpy()
+    with _naming_failures_of(device):
+        decoder = _decoders().VideoDecoder(media, dimension_order="NHWC", device=device, seek_mode="exact")
+        frames: NDArray[np.uint8] = decoder.get_frames_at(indices=wanted).data.cpu().numpy()
     return frames
+
+
+@contextmanager
+def _naming_failures_of(device: str) -> Iterator[None]:
+    """Tells failures of a GPU from those of a file: no sample may count as bad because of the former.
+
+    Raises:
+        DataError: Something failed, and the GPU is out of memory or computes no longer.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = error if _says_out_of_memory(error) else _failure_of(device)
+        if failure is None:
+            raise
+        said = next(iter(str(failure).splitlines()), "")
+        raise DataError(
+            f"loader.decode: got gpu, and {device} failed while it decoded: {type(failure).__name__}: {said}; no "
+            "sample is to blame; start again, with fewer loader.num_workers or a smaller micro-batch if its memory is "
+            "full, or set loader.decode to cpu"
+        ) from error
+
+
+def _says_out_of_memory(error: Exception) -> bool:
+    """Whether memory was lacking. A GPU computes on after that, and NVDEC's own libraries have no type for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "outofmemory" in str(error).lower().replace("_", "").replace(
+        " ", ""
+    )
+
+
+def _failure_of(device: str) -> Exception | None:
+    """What a GPU says to a sum: after an error of CUDA every call fails. None where it is right."""
+    try:
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # whatever it is: the sum is right
+        return error
+    return None
 
 
 def _decoders() -> Any:

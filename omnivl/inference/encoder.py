@@ -36,6 +36,7 @@ class Encoder:
         device: Device of the chain.
         batch_size: Samples per forward pass and replica.
         readers: Text readers of stacks that do not read the batch's ``token_ids``, by stack.
+        decodes_on: The GPU that decodes what the model is shown; None for the CPU.
     """
 
     chain: Chain
@@ -45,6 +46,7 @@ class Encoder:
     device: torch.device
     batch_size: int = 64
     readers: Mapping[str, TextReader] = field(default_factory=dict)
+    decodes_on: str | None = None
 
     @property
     def most_texts(self) -> int:
@@ -219,4 +221,4 @@ class Encoder:
 
     def shown(self, pictures: PictureSet, share: Sequence[int]) -> Tensor | Pictures:
         """What the model sees of this replica's share; raises as ``squares`` does."""
-        return together(self.gather, self.device, lambda: pictures.shown(share)).to(self.device)
+        return together(self.gather, self.device, lambda: pictures.shown(share, self.decodes_on)).to(self.device)

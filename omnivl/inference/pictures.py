@@ -197,34 +197,40 @@ class PictureSet:
         """
         return torch.stack(self._views(indices, size or self.side))
 
-    def shown(self, indices: Sequence[int]) -> Tensor | Pictures:
-        """Decoded pictures as the model sees them: ``frames``, or with their own sizes."""
+    def shown(self, indices: Sequence[int], device: str | None = None) -> Tensor | Pictures:
+        """Decoded pictures as the model sees them: ``frames``, or with their own sizes.
+
+        Args:
+            indices: Which ones.
+            device: The GPU that decodes them; None for the CPU.
+        """
         moves = self.media == "video"
         if not self.sizes.native:
-            frames = torch.stack(self._views(indices, self.sizes.size_of_view(moves)))
+            frames = torch.stack(self._views(indices, self.sizes.size_of_view(moves), device))
             return Pictures(frames, are_sets=True) if self._members else frames
-        views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, self.sizes.size_of_view(moves))]
+        size = self.sizes.size_of_view(moves)
+        views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, size, device)]
         return Pictures(*in_strips(views, self.sizes.patch_size), are_sets=bool(self._members))
 
-    def _views(self, indices: Sequence[int], size: SizeOf) -> list[Tensor]:
+    def _views(self, indices: Sequence[int], size: SizeOf, device: str | None = None) -> list[Tensor]:
         try:
-            return [self._view(self.samples[i], size) for i in indices]
+            return [self._view(self.samples[i], size, device) for i in indices]
         except BadSampleError as error:
             raise _bad(error) from error
 
-    def _view(self, sample: Sample, size: SizeOf) -> Tensor:
+    def _view(self, sample: Sample, size: SizeOf, device: str | None) -> Tensor:
         """The frames of a clip, a picture, or the pictures of a set: all squares, or all of the size of the first."""
         shown = [] if not self._members else members_as_samples(sample, self._members)
         if not shown:
-            return evaluation_frames(sample, size, self.num_frames, LoaderConfig(), self._shot)
+            return evaluation_frames(sample, size, self.num_frames, LoaderConfig(), self._shot, device)
         lacking = next((name for name, one in zip(self._members, shown, strict=True) if one is None), None)
         if lacking is not None:
             raise BadSampleError("missing_media", sample.where, f"it has no file {lacking!r}")
         first, *others = [one for one in shown if one is not None]
-        views = [evaluation_frames(first, size, 1, LoaderConfig())]
+        views = [evaluation_frames(first, size, 1, LoaderConfig(), device=device)]
         own = (views[0].shape[3], views[0].shape[2])
         of_others: SizeOf = size if isinstance(size, int) else lambda width, height: own
-        views += [evaluation_frames(one, of_others, 1, LoaderConfig()) for one in others]
+        views += [evaluation_frames(one, of_others, 1, LoaderConfig(), device=device) for one in others]
         return torch.cat(views)
 
     def view(self, index: int) -> Tensor:

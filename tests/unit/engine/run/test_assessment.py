@@ -58,7 +58,7 @@ TASKS = (RetrievalTask(rerank=4, folds=5), OptionsTask(), SentimentTask(), Routi
 def assessment_of(checkpoint: CheckpointConfig, folder: Path, own: str | None = None) -> Assessment:
     evaluate = EvaluationPlan(tasks=TASKS, keep_best=own)
     nothing, stage = cast(Any, None), cast(Any, SimpleNamespace(evaluate=evaluate))
-    return Assessment(nothing, stage, nothing, StageFolder(folder), checkpoint)
+    return Assessment(nothing, stage, nothing, StageFolder(folder), checkpoint, "cpu")
 
 
 def test_a_stage_may_have_a_best_figure_of_its_own(tmp_path: Path) -> None:

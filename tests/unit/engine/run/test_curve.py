@@ -19,6 +19,7 @@ from engine.run import examination
 from engine.run.curve import Curve, Pace
 from engine.telemetry.curve import CurvePoint, read_curve
 from engine.telemetry.progress import SilentProgress
+from omnivl.data.config import Decoder
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.tasks import RetrievalTask
 from omnivl.tasks.pixel_baseline import BaselineReference
@@ -114,7 +115,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[bool]:
     """Evaluations of 6 s; whether each of them was asked for a baseline."""
     found: list[bool] = []
 
-    def examine(host: Any, stage: StagePlan, tokenizer: Any, tasks: Any) -> list[TaskResult]:
+    def examine(host: Any, stage: StagePlan, tokenizer: Any, tasks: Any, decode: Decoder) -> list[TaskResult]:
         clock.now += 6.0
         (task,) = tasks
         assert task.gallery == 0, "of which nobody sees anything"
@@ -128,7 +129,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[bool]:
 
 def start(folder: Path, step: int, plan: CurvePlan, shown: Shown) -> Curve:
     host: Any = SimpleNamespace(device=torch.device("cpu"))
-    made = Curve(host, stage_with(plan), load_tokenizer("emoji"), StageFolder(folder), shown)
+    made = Curve(host, stage_with(plan), load_tokenizer("emoji"), StageFolder(folder), shown, "cpu")
     made.begin(step)
     return made
 
@@ -195,9 +196,21 @@ def test_training_draws_what_it_would_have_drawn_without_an_evaluation(monkeypat
     host: Any = SimpleNamespace(device=torch.device("cpu"), whole_chain=lambda: nullcontext(chain))
     stage = replace(stage_with(CurvePlan()), steps=1)
     before = generator_states()
-    assert examination.examine(host, stage, load_tokenizer("emoji"), ()) == []
+    assert examination.examine(host, stage, load_tokenizer("emoji"), (), "cpu") == []
     after = generator_states()
     assert before["torch"] == after["torch"]
     assert before["numpy"] == after["numpy"]
     torch.rand(1)
     assert before["torch"] != generator_states()["torch"], "the comparison can fail"
+
+
+@pytest.mark.parametrize(("decode", "device"), [("cpu", None), ("gpu", "cuda:5")])
+def test_evaluations_decode_where_the_plan_says(
+    decode: Decoder, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str | None] = []
+    monkeypatch.setattr(examination, "gpu_for_decoding", lambda start_method, num_workers: "cuda:5")
+    monkeypatch.setattr(examination, "run_tasks", lambda tasks, encoder: found.append(encoder.decodes_on) or [])
+    host: Any = SimpleNamespace(device=torch.device("cpu"), whole_chain=lambda: nullcontext(nn.Linear(1, 1)))
+    assert examination.examine(host, stage_with(CurvePlan()), load_tokenizer("emoji"), (), decode) == []
+    assert found == [device]

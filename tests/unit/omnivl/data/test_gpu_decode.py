@@ -2,6 +2,7 @@
 
 import importlib.util
 from importlib import metadata
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,15 +10,19 @@ import pytest
 import torch
 from media_files import clip, oriented, saved
 
+from omnivl.chain.gather import LocalGather
+from omnivl.data import gpu_decode
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.example import ExampleReader
 from omnivl.data.gpu_decode import frames_on_gpu, gpu_for_decoding, jpeg_on_gpu
 from omnivl.data.jpeg import decode_jpeg
 from omnivl.data.limits import DEFAULT_LIMITS
 from omnivl.data.sizes import InputSizes
-from omnivl.data.sources.base import Sample
+from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.data.video import decode_video
 from omnivl.errors import DataError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 
 SIZES = InputSizes(image_size=32, video_size=32, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
 
@@ -94,6 +99,60 @@ def test_the_gpu_gets_what_it_shows_as_the_cpu_does(monkeypatch, media, extensio
     ]
     assert sent == (["cuda:1"] if on_gpu else [])
     assert np.array_equal(made[0].pictures, made[1].pictures)
+
+
+@pytest.mark.parametrize(("media", "extension", "kind"), [(saved("JPEG"), "jpg", "image"), (clip(), "mp4", "video")])
+def test_only_errors_of_the_file_count_as_a_bad_sample(monkeypatch, media, extension, kind):
+    raised: list[Exception] = []
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr(gpu_decode, "_decoders", lambda: SimpleNamespace(decode_jpeg=fails, VideoDecoder=fails))
+    sample = Sample("k", "s:k", media, extension)
+
+    def read(device: str) -> None:
+        given = {"key": "k", "seed": 0, "limits": DEFAULT_LIMITS, "device": device}
+        ExampleReader(DataEntryConfig("s", kind), None, SIZES, **given).finish(sample, 0)
+
+    raised.append(RuntimeError("no such marker"))
+    with pytest.raises(BadSampleError, match=r"s:k: broken_.*: RuntimeError: no such marker"):
+        read("cpu")  # a device that still computes
+    with pytest.raises(DataError) as failed:
+        read("cuda:77")  # one that does not
+    assert str(failed.value).startswith("loader.decode: got gpu, and cuda:77 failed while it decoded: ")
+    for error in (torch.OutOfMemoryError("2 GiB"), RuntimeError("cuvidCreateDecoder: CUDA_ERROR_OUT_OF_MEMORY")):
+        raised.append(error)
+        with pytest.raises(DataError) as full:
+            read("cpu")
+        assert str(full.value) == (
+            f"loader.decode: got gpu, and cpu failed while it decoded: {type(error).__name__}: {error}; no sample is "
+            "to blame; start again, with fewer loader.num_workers or a smaller micro-batch if its memory is full, or "
+            "set loader.decode to cpu"
+        )
+
+
+@pytest.mark.parametrize(("media", "extension", "moves"), [(saved("JPEG"), "jpg", False), (clip(), "mp4", True)])
+def test_evaluations_decode_where_the_encoder_says(monkeypatch, media, extension, moves):
+    sent: list[str] = []
+
+    def picture(media: bytes, device: str) -> np.ndarray:
+        sent.append(device)
+        return decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
+
+    def frames(media: bytes, wanted: list[int], device: str) -> np.ndarray:
+        sent.append(device)
+        return decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
+
+    monkeypatch.setattr("omnivl.data.decode.jpeg_on_gpu", picture)
+    monkeypatch.setattr("omnivl.data.video.frames_on_gpu", frames)
+    pictures = PictureSet.of([Sample("k", "s:k", media, extension)], "video" if moves else "image", SIZES)
+    shown = [
+        Encoder(None, None, None, LocalGather(), torch.device("cpu"), decodes_on=device).shown(pictures, [0])
+        for device in (None, "cuda:1")
+    ]
+    assert sent == ["cuda:1"]
+    assert torch.equal(shown[0], shown[1])
 
 
 @needs_gpu_decoding
