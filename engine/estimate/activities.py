@@ -26,10 +26,10 @@ REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gathe
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
 TIED, MATRICES = "copies of layers", "exchange of matrices"
 
-_ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 12
+_ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 6
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
 twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division; by
-a gradient's cast to bf16 and back."""
+a gradient's cast to bf16, and as many by that back."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +355,8 @@ class StepBuilder:
         moved = (copies.reduced + copies.reduced_share / self.replicas) * held
         width = 4.0
         if self.stage.parallel.communication_dtype == "bf16":
-            width, moved = 2.0, moved + _CAST * held
+            back = held / self.replicas if self.scatters else held  # what is scattered is cast back by its owner alone
+            width, moved = 2.0, moved + _CAST * (held + back)
         return self._over_replicas(stage, sizes, collective, after, REDUCE, width=width, waits=waits, moved=moved)
 
     def _over_replicas(

@@ -89,6 +89,28 @@ def test_what_is_summed_where_it_is_moved_is_sent_once(
     assert reduced.within == pytest.approx(times * 3 / 4 * 4 * 4e6)
 
 
+@pytest.mark.parametrize(
+    ("zero", "offload", "back"),
+    [(0, "none", 1), (1, "none", 1 / 4), (1, "optimizer", 1), (2, "none", 1), (3, "none", 1 / 4)],
+)
+def test_gradients_in_bf16_are_cast_back_where_they_are_kept(
+    machine: HardwareConfig, even_work: Work, zero: int, offload: str, back: float
+) -> None:
+    slow_copies = replace(machine, memory_share=0.5, overlaps=False)
+    exact, low = (
+        estimate_step(
+            _stage(host="zero", zero_stage=zero, offload=offload, communication_dtype=dtype),
+            even_work(4),
+            Cluster(slow_copies, 1, 4),
+        )
+        for dtype in ("fp32", "bf16")
+    )
+    spared = exact.traffic[REDUCE].within - low.traffic[REDUCE].within
+    assert spared == exact.traffic[REDUCE].within / 2
+    cast = (6 + 6 * back) * 4e6 / 50e9
+    assert low.exposed[REDUCE] == pytest.approx(exact.exposed[REDUCE] - spared / 10e9 + cast)
+
+
 @pytest.mark.parametrize("zero", [1, 2])
 def test_what_every_use_casts_is_gathered_in_two_bytes(machine: HardwareConfig, even_work: Work, zero: int) -> None:
     slow_copies, work = replace(machine, memory_share=0.5), even_work(4, experts=400_000)
