@@ -322,7 +322,10 @@ class Objective(ABC):
 
     @property
     def restored_words(self) -> Mapping[str, float]:
-        """Share of a masked text's positions that goes through the vocabulary head, by segment of the text stream."""
+        """Share of a masked text's positions whose words are scored, by segment of the text stream.
+
+        By the vocabulary head where ``reads`` names it, else by the ``VocabularyHead`` in the objective's own head.
+        """
         return {}
 
     def weight_at(self, step: int) -> float:

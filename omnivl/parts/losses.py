@@ -84,20 +84,27 @@ class Losses(ChainLayer):
         return Heads(own, self.vocabulary, self.momentum_vocabulary)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the vocabulary head, on the generation stream and on masked words, and of its twin on the latter."""
-        if self.vocabulary is None:
-            return 0.0
-        positions = 0.0
-        for name, own in layout.generation.items():
-            seen = written(self.text_length, tokens, layout.joins[name].length)
-            positions += self.backward.passes * num_rows({name: own}) * seen
+        """Of heads on words: on the generation stream and on masked words, and of the shared one's twin on these."""
+        total = 0.0
+        if self.vocabulary is not None:
+            for name, own in layout.generation.items():
+                seen = written(self.text_length, tokens, layout.joins[name].length)
+                total += self.backward.passes * num_rows({name: own}) * seen * self.vocabulary.flops()
         read = self.text_length if tokens is None else tokens
-        for objective in self.objectives.values():
+        for key, objective in self.objectives.items():
             passes = self.backward.passes + objective.reads(_VOCABULARY_TWIN)
             for segment, share in objective.restored_words.items():
                 rows = {segment: layout.text[segment]} if segment in layout.text else {}
-                positions += passes * read * share * num_rows(rows)
-        return positions * self.vocabulary.flops()
+                total += passes * read * share * num_rows(rows) * self._head_on_words(key).flops()
+        return total
+
+    def _head_on_words(self, key: str) -> VocabularyHead:
+        """The shared one where the objective reads it, else the one that is part of its own head."""
+        if key in self.reading_words:
+            assert self.vocabulary is not None
+            return self.vocabulary
+        (own,) = (part for part in self.heads[key].modules() if isinstance(part, VocabularyHead))
+        return own
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Heads of objectives that act in no step, and the vocabulary head if no step reads it."""

@@ -314,25 +314,31 @@ def test_losses_fall():
         assert runs[-1][name] < 0.6 * first, name
 
 
-def test_operations_are_what_torch_counts(monkeypatch):
+@pytest.mark.parametrize("further", [(MLM(grounded=False),), ()])
+def test_operations_are_what_torch_counts(monkeypatch, further):
+    """With a vocabulary head beside the one of masked pairs, and without."""
     from torch.utils.flop_counter import FlopCounterMode
 
     # torch counts products, but not its fused attention on the CPU.
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)
     monkeypatch.setattr(MLM, "restored_words", property(lambda self: {self.key: 1 / 7}))
-    objectives = (ITC(), MMM(replaced=0.0, codebook=None), MLM(grounded=False))
+    objectives = (ITC(), MMM(replaced=0.0, codebook=None), *further)
     wide = {name: replace(WIDE, hidden_size=64) for name in ("vision", "text", "fusion")}
     chain = build_chain(replace(SMALL, **wide, projection_size=1), objectives, TOKENS)
     batch, targets = make_batch(objectives), torch.full((4, 7), -100)
     batch = replace(batch, token_ids=batch.token_ids.masked_fill(batch.token_ids == TOKENS.pad, 9))
     targets[:, 1] = 5  # one of seven positions of each text, which are chosen in whole quarters of the rows
-    given = {f"{key}/token_ids": batch.token_ids for key in ("mlm", "mmm")}
-    given |= prepared_targets("mlm", targets) | prepared_targets("mmm", targets)
+    keys = [one.key for one in objectives[1:]]
+    given = {f"{key}/token_ids": batch.token_ids for key in keys}
+    for key in keys:
+        given |= prepared_targets(key, targets)
     monkeypatch.setattr(MMM, "restored_words", property(lambda self: {self.key: 1 / 7}))
     layout = plan_layout(objectives, "image_text", 4, 1)
     state = State.from_batch(batch, layout).merged(given)
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()
+    scores = 3 * 4 * 2 * 64 * (64 + TOKENS.vocab_size)  # of one word of each text
+    assert chain.losses.flops(layout, None) == pytest.approx(scores * len(keys))
     # The map of masked patches to pixels is not counted.
     patches = 6 * int(state["mmm/mask"].sum()) * 64 * 48
     assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout) + patches, rel=5e-3)
