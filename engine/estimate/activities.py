@@ -289,10 +289,11 @@ class StepBuilder:
         return after
 
     def _gather_parts(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...]) -> int:
-        """ZeRO 1 and 2: what each replica has moved, in two bytes where every use casts to them; not in a pipeline."""
-        rounds = self.stage.parallel.host == "zero" and self.replicas > 1
-        dense = sum(size.rounded for size in sizes) if rounds else 0
-        experts = sum(size.rounded_experts for size in sizes) if rounds else 0
+        """ZeRO 1 and 2: what each replica has moved, in two bytes where every use casts to them."""
+        tied = set(self.division.tied)  # which a pipeline's other stages read too
+        alone = [self.work.layers[name] for name in self.division.owned(stage) if name not in tied]
+        rounding = alone if self.replicas > 1 else []
+        dense, experts = sum(size.rounded for size in rounding), sum(size.rounded_experts for size in rounding)
         moved = (_ROUND + _ROUND_OWN / self.replicas) * (dense + experts / self.experts)
         spared = 2.0 * dense, 2.0 * experts
         return self._over_replicas(stage, sizes, all_gather, after, GATHER, spared=spared, moved=moved)

@@ -9,7 +9,11 @@ import torch
 from plan_chain import CLIPS, LABELS, PAIRS, STAGES, plan_stage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.hosts import create_host
+from engine.hosts import create_host, replica_group
+from engine.hosts.pipeline import host as pipeline_host
+from engine.hosts.pipeline.cut import cut
+from engine.hosts.pipeline.division import divide_chain
+from engine.hosts.pipeline.host import PipelineHost
 from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.zero import host as zero_host
 from engine.hosts.zero.flats import FlatGathers
@@ -54,8 +58,10 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make_host(name: str, zero_stage: int, seed: int = 0, **options: Any) -> tuple[ZeroHost, Any]:
-    one, gather = plan_stage(name), make_gather()
+def make_host(name: str, zero_stage: int, seed: int = 0, **options: Any) -> tuple[Any, Any]:
+    given: Any = {"host": "zero", "zero_stage": zero_stage, "precision": "bf16", "expert_parallel_size": 1}
+    parallel = ParallelConfig(**given | options)
+    one, gather = plan_stage(name), make_gather(replica_group(parallel))
     torch.manual_seed(seed)
     chain = build_chain(
         one.stage.model, one.stage.objectives, one.tokenizer.special, gather=gather, compute_dtype=torch.bfloat16
@@ -63,24 +69,26 @@ def make_host(name: str, zero_stage: int, seed: int = 0, **options: Any) -> tupl
     freeze(chain, one.stage.freeze, "freeze")
     freeze_idle(chain, one.layouts)
     chain.train()
-    parallel: Any = {"host": "zero", "zero_stage": zero_stage, "precision": "bf16", "expert_parallel_size": 1}
+    piped = parallel.host == "pipeline"
+    stages = cut([1.0] * len(chain.passes), parallel.pipeline_stages) if piped else []
     host = create_host(
-        ParallelConfig(**parallel | options),
+        parallel,
         chain,
         OptimizerConfig(lr=1e-2, gradient_clipping=0.5),
         one.stage.objectives,
         total_steps=2 * STEPS,
         micro_batch_size=SIZE // gather.replicas,
         gradient_accumulation_steps=len(one.stage.data),
+        division=divide_chain(chain, stages, one.layouts) if piped else None,
     )
-    assert isinstance(host, ZeroHost)
+    assert isinstance(host, PipelineHost if piped else ZeroHost)
     return host, lambda step: one.step_batches(step, len(one.stage.data), SIZE, gather)
 
 
 def trained(name: str, zero_stage: int, ours: bool, bucket: int = 0, **options: Any) -> dict[str, Any]:
     """Worker: some steps, with DeepSpeed's collectives where they are not ``ours``."""
     if not ours:
-        zero_host.FlatReduction = lambda *_: None
+        zero_host.FlatReduction = pipeline_host.FlatReduction = lambda *_: None
         FlatGathers.learn = lambda self: None
     if bucket:
         ZeroSizes.bucket = property(lambda self: bucket, lambda self, value: None)
@@ -95,7 +103,15 @@ def trained(name: str, zero_stage: int, ours: bool, bucket: int = 0, **options: 
     groups = [[one for one in group.parameters if id(one) not in followed] for group in host._groups]
     low = [sum(one.numel() for one in group if used_in(one) == torch.bfloat16) for group in groups]
     most = [count for count, group in zip(low, groups, strict=True) if 2 * count > sum(one.numel() for one in group)]
-    found = {"results": results, "sent": sent, "parts": parts, "cast": sum(most), "twins": len(followed)}
+    rounded = sum(one.numel() for one in host.chain.parameters() if host._gathers.is_rounded(one))
+    found = {
+        "low": rounded,
+        "results": results,
+        "sent": sent,
+        "parts": parts,
+        "cast": sum(most),
+        "twins": len(followed),
+    }
     return found | {"weights": host.full_weights()}
 
 
@@ -129,6 +145,23 @@ def test_the_bits_do_not_depend_on_what_is_sent(run_distributed: Any, name: str,
         assert left == pytest.approx(4 * got["parts"], rel=0.02)
     else:
         assert after == before | {kind: after[kind] for kind in after if kind.startswith("allgather")}
+
+
+@pytest.mark.parametrize("name", ["quickstart-twins", "git_tiny-captions"])
+def test_a_pipeline_gathers_likewise(run_distributed: Any, name: str) -> None:
+    arguments = {"name": name, "zero_stage": 1, "host": "pipeline", "pipeline_stages": 2}
+    wanted = run_distributed(trained, processes=4, ours=False, **arguments)
+    got = run_distributed(trained, processes=4, ours=True, **arguments)
+    assert_same(got[0], wanted[0])
+    for stage in (0, 2):  # the first replica of each
+        before, after = Counter(wanted[stage]["sent"][-1]), Counter(got[stage]["sent"][-1])
+        assert before["allgather_base bfloat16"] == 0
+        assert before["allgather_base float32"] == got[stage]["sent"][0]["allgather_base float32"]
+        assert after["allgather_base bfloat16"] >= 2 * got[stage]["low"]
+        spared = before["allgather_base float32"] - after["allgather_base float32"]
+        assert spared == pytest.approx(2 * after["allgather_base bfloat16"], rel=0.2)
+        # Twins follow all that the first stage of the one trains.
+        assert (got[stage]["low"] > 0) == (name != "quickstart-twins" or stage == 2)
 
 
 def test_gradients_may_travel_in_bf16(run_distributed: Any) -> None:

@@ -31,7 +31,7 @@ from engine.hosts.pipeline.stage import PipelineStage, StagePass
 from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_config
 from engine.hosts.zero.experts import ExpertParallel
-from engine.hosts.zero.flats import FlatReduction, flats_of
+from engine.hosts.zero.flats import FlatGathers, FlatReduction, flats_of
 from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.hosts.zero.start import already_equal
@@ -99,7 +99,9 @@ class PipelineHost(HoldingHost):
         broadcast_together(chain.state_dict().values())
         self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
         self._experts.cut(chain)
-        self._all_groups = parameter_groups(chain, optimizer, origins, apart=self._experts.parameters(chain))
+        parts = zero_stage == 1 and self.gather.replicas > 1
+        apart = self._experts.parameters(chain)
+        self._all_groups = parameter_groups(chain, optimizer, origins, apart=apart, divide=parts)
         self._layers = [_layer(chain, name) for name in self._held]
         self._crossing = Crossing(self.place, self.device)
         self._stage = PipelineStage(
@@ -115,13 +117,19 @@ class PipelineHost(HoldingHost):
         self._averages, self._names = StepAverages({}), ScalarNames(self.place)
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
-        if zero_stage == 1 and self.gather.replicas > 1:
-            FlatReduction(self._engine.optimizer, flats_of(self._engine.optimizer), self._sizes.bucket)
+        self._gathers: FlatGathers | None = None
+        if parts:
+            zero, flats = self._engine.optimizer, flats_of(self._engine.optimizer)
+            FlatReduction(zero, flats, self._sizes.bucket)
+            # A stage does not know what the copies of its layers cast.
+            tied = (one for name in self.division.tied for one in _layer(chain, name).parameters())
+            exact = {id(one) for one in (*chain.followed_parameters(), *tied)}
+            self._gathers = FlatGathers(zero, flats, self._sizes.bucket, exact)
         if zero_stage == 1:
             read_norm_by(self._engine.optimizer, zero_stage, self._read_norm)
         named = [*self._all_groups, *self._groups]  # those of other stages too, and this stage's fillers
         if zero_stage == 1:
-            store: Store = ZeroStore(self._engine, 1, named, chain, self.device)
+            store: Store = ZeroStore(self._engine, 1, named, chain, self.device, self._gathers)
         else:
             store = WholeStore(self._optimizer, named, chain, self.device)
         self._holdings = Holdings(
@@ -213,6 +221,8 @@ class PipelineHost(HoldingHost):
             self._contrast_step(self._contrast)
         self._engine.train_batch()
         averages, skipped = self._averages, self._optimizer.skip_step
+        if self._gathers is not None:
+            self._gathers.learn()
         self._copies.spread_weights()
         for layer in self._layers:
             layer.discard_step() if skipped else layer.after_step()
@@ -228,7 +238,9 @@ class PipelineHost(HoldingHost):
 
     @contextlib.contextmanager
     def whole_chain(self) -> Iterator[Chain]:
-        """The chain with the weights of every stage as they are now. Called by every process."""
+        """The chain with the exact weights of every stage as they are now. Called by every process."""
+        if self._gathers is not None:
+            self._gathers.make_exact()
         with contextlib.ExitStack() as stack:
             for name in self.division.stages_of:
                 stack.enter_context(self._borrowed(name))

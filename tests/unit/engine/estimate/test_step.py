@@ -59,6 +59,23 @@ def test_copies_of_a_layer_send_gradients_and_get_weights(machine: HardwareConfi
     assert step.exposed[TIED] == pytest.approx(2 * 2 * 4e6 / 10e9)
 
 
+@pytest.mark.parametrize(("times", "share"), [(1, 0.75), (2, 1.0)])
+def test_a_pipeline_gathers_in_two_bytes_what_one_stage_has(
+    machine: HardwareConfig, even_work: Work, times: int, share: float
+) -> None:
+    exact = even_work(2)
+    work = replace(exact, passes=exact.passes * times)
+    low = replace(work, layers={name: replace(size, rounded=500_000) for name, size in work.layers.items()})
+    order = [(name, number) for number in range(times) for name in work.layers]
+    division = divide(order, [range(times), range(times, 2 * times)], dict.fromkeys(work.layers, 1_000_000))
+    stage = _stage(4, host="pipeline", zero_stage=1, pipeline_stages=2)
+    whole, half = (
+        estimate_step(stage, one, Cluster(machine, 1, 4), division=division).traffic[GATHER].within
+        for one in (work, low)
+    )
+    assert half == pytest.approx(share * whole) and whole > 0
+
+
 def test_plain_computes_then_reduces(machine: HardwareConfig, even_work: Work) -> None:
     step = estimate_step(_stage(host="plain"), even_work(4), Cluster(machine, 1, 4))
     reduced = 2 * 3 / 4 * 4 * 4e6
