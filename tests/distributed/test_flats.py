@@ -244,6 +244,26 @@ def test_what_is_saved_is_exact(run_distributed: Any, tmp_path: Path, zero_stage
         assert not torch.equal(fresh["loaded"][name], fresh["loaded"][name].bfloat16().float()) or name not in different
 
 
+def goes_on(name: str, folder: str, saves: bool, **options: Any) -> dict[str, Any]:
+    """Worker: some steps and a checkpoint, or the steps after it in fresh processes; without one, all steps."""
+    host, batches = make_host(name, 1, seed=0 if saves or not folder else 1, **options)
+    if folder and not saves:
+        host.load(Path(folder))
+    steps = range(STEPS) if saves else range(STEPS if folder else 0, 2 * STEPS)
+    results = [host.step(batches(step), step) for step in steps]
+    if saves:
+        host.save(Path(folder))
+    return {"results": results[-STEPS:], "weights": host.full_weights()}
+
+
+def test_what_a_pipeline_saves_is_exact(run_distributed: Any, tmp_path: Path) -> None:
+    arguments = {"name": "git_tiny-captions", "host": "pipeline", "pipeline_stages": 2}
+    folder = str(tmp_path / "saved")
+    whole = run_distributed(goes_on, processes=4, folder="", saves=False, **arguments)[0]
+    run_distributed(goes_on, processes=4, folder=folder, saves=True, **arguments)
+    assert_same(run_distributed(goes_on, processes=4, folder=folder, saves=False, **arguments)[0], whole)
+
+
 def saved_as_rounded(folder: str) -> dict[str, Any]:
     """Worker: some steps, and a checkpoint of them."""
     host, batches = make_host(TURNS, 1)
