@@ -16,13 +16,14 @@ from omnivl.architectures.clip import CLIP
 from omnivl.architectures.coca import CoCa
 from omnivl.architectures.flava import FLAVA
 from omnivl.architectures.git import GIT
+from omnivl.architectures.meter import METER
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.simvlm import SimVLM
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM,
+    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM | METER,
     Field(discriminator="kind"),
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
@@ -35,6 +36,7 @@ __all__ = [
     "CLIP",
     "FLAVA",
     "GIT",
+    "METER",
     "Architecture",
     "ArchitectureConfig",
     "CoCa",

@@ -20,12 +20,13 @@ Names = Iterator[tuple[str, tuple[str, ...]]]
 _PATCHES, _WORDS, _POSITIONS = "embed.block.visual.patches", "embed.block.text.words", "embed.block.text.positions"
 _VISUAL_POSITIONS = "embed.block.visual.positions"
 _TABLES = ("embed.block.visual.class_token", _VISUAL_POSITIONS)
+_ROBERTA_PAD = 1
 _TYPES = "embeddings.token_type_embeddings.weight"
-_PREFIX = re.compile(r"^(?:bert|vit)\.")
+_PREFIX = re.compile(r"^(?:bert|vit|roberta)\.")
 
 
 def from_others(
-    weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer, fusion: Transformer
+    weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer, fusion: Transformer | None
 ) -> dict[str, Tensor] | None:
     """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
 
@@ -36,10 +37,10 @@ def from_others(
         path: The folder, or the file.
         vision: Our image encoder.
         text: Our text encoder.
-        fusion: The blocks on top of it.
+        fusion: The blocks on top of it, which a BERT's last ones become; None: all become ``text``.
 
     Returns:
-        None if the weights are of none of the three.
+        None if the weights are of none of ALBEF, ViT, BERT and RoBERTa.
 
     Raises:
         ModelError: See ``_refuse_options``.
@@ -53,16 +54,15 @@ def from_others(
     elif "embeddings.cls_token" in given:
         kind = "vit"
     said = read_json(path / "config.json") if path.is_dir() else {}
+    if kind == "bert" and (said.get("model_type") == "roberta" or "lm_head.dense.weight" in given):
+        first = 1 + said.get("pad_token_id", _ROBERTA_PAD)  # positions before it are of no word
+        given, said = _as_bert(given, first), said | {"model_type": kind}
     if not kind or said.get("model_type", kind) != kind:
         return None
-    _refuse_options(
-        said,
-        path,
-        {"vit": {"vision": vision}, "bert": {"text": text} | ({"fusion": fusion} if fusion.layers else {})}.get(
-            kind, {}
-        ),
-    )
-    pairs = list(_names(kind, bert, vision.layers, text.layers, fusion.layers))
+    layers = 0 if fusion is None else fusion.layers
+    readers = {"text": text} | ({"fusion": fusion} if layers else {})
+    _refuse_options(said, path, {"vit": {"vision": vision}, "bert": readers}.get(kind, {}))
+    pairs = list(_names(kind, bert, vision.layers, text.layers, layers))
     found: dict[str, Tensor] = {}
     for ours, parts in pairs:
         if all(part in given for part in parts):
@@ -74,6 +74,18 @@ def from_others(
     usual = CLIP_PIXELS if kind == "albef" else OUR_PIXELS
     found = _shaped(found, read_pixels(path, usual) if path.is_dir() else usual)
     return found | {name: tensor for name, tensor in given.items() if name not in taken}
+
+
+def _as_bert(given: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
+    """RoBERTa's tensors under BERT's names, with the positions from ``first`` on."""
+    found = dict[str, Tensor]()
+    for name, tensor in given.items():
+        if name.startswith("lm_head."):
+            name = name.replace("lm_head.dense.", "cls.predictions.transform.dense.")
+            name = name.replace("lm_head.layer_norm.", "cls.predictions.transform.LayerNorm.")
+            name = name.replace("lm_head.decoder.", "cls.predictions.decoder.").replace("lm_head.", "cls.predictions.")
+        found[name] = tensor[first:] if name == "embeddings.position_embeddings.weight" else tensor
+    return found
 
 
 def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ STAGES = {
     "blip2_tiny": ["queries", "captions"],
     "vqa_tiny": ["pretrain", "open"],
     "flava_tiny": ["pretrain"],
+    "meter_tiny": ["pretrain"],
 }
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
 

@@ -32,6 +32,7 @@ STAGES = {
     "blip_tiny": ["pretrain"],
     "tcl_tiny": ["pretrain"],
     "flava_tiny": ["pretrain"],
+    "meter_tiny": ["pretrain"],
     "align_tiny": ["contrastive"],
     "clip_tiny": ["contrastive"],
     "coca_tiny": ["pairs"],
