@@ -27,6 +27,7 @@ _OBJECTIVES: Mapping[str, str] = {
     "locate": "boxes",
     "mmm": "MMM",
     "prefix_lm": "PrefixLM",
+    "quantize": "picture codes",
     "recognize": "recognition",
     "region": "choice among boxes",
     "regress": "numbers",

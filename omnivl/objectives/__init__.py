@@ -25,6 +25,7 @@ from omnivl.objectives.mlm import MLM
 from omnivl.objectives.mmm import MMM
 from omnivl.objectives.mrm import MRM
 from omnivl.objectives.prefix_lm import PrefixLM
+from omnivl.objectives.quantize import Quantize
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.region import Region
 from omnivl.objectives.regress import Regress
@@ -35,7 +36,24 @@ from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | SplitLM | IntraModal | LocalMI | MMM)
+    (
+        MLM
+        | MRM
+        | MFM
+        | MCM
+        | MDM
+        | UniVLC
+        | VLM
+        | LM
+        | ITC
+        | ITM
+        | PrefixLM
+        | SplitLM
+        | IntraModal
+        | LocalMI
+        | MMM
+        | Quantize
+    )
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
@@ -67,6 +85,7 @@ __all__ = [
     "ObjectiveLoss",
     "PrefixLM",
     "PrepareContext",
+    "Quantize",
     "Recognize",
     "Region",
     "Regress",
