@@ -79,7 +79,7 @@ def test_codes_are_restored_where_their_patches_are() -> None:
     [
         ({}, []),
         ({"patch_size": 14}, ["'quantize' with patches of 14 pixels"]),
-        ({"sizes": "native"}, ["'quantize' with sizes 'native'"]),
+        ({"native": True}, ["'quantize' with sizes 'native'"]),
     ],
 )
 def test_sizes_that_it_cannot_restore_are_refused(options, got) -> None:
