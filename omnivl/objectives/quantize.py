@@ -154,4 +154,5 @@ class Doubling(nn.Module):
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         y = self.conv1(F.relu(self.norm1(x)))
         y = self.conv2(F.relu(self.norm2(y)))
-        return self.shortcut(x) + y
+        added: Tensor = self.shortcut(x) + y
+        return added

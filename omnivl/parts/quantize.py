@@ -77,7 +77,7 @@ class LookupFree:
     @property
     def num_codes(self) -> int:
         """V."""
-        return 2**self.size
+        return 1 << self.size
 
     def build(self) -> "Quantizer":
         """The quantizer."""
@@ -197,15 +197,18 @@ class Signs(Quantizer):
 
 def passed_on(vectors: Tensor, quantized: Tensor) -> Tensor:
     """The values of ``quantized`` with the gradient of ``vectors``: the straight-through estimator."""
-    return vectors + (quantized - vectors).detach()
+    passed: Tensor = vectors + (quantized - vectors).detach()
+    return passed
 
 
 def bit_entropy(probability: Tensor) -> Tensor:
     """The entropy, in nats, of bits that are set with ``probability``, of any shape."""
-    return torch.special.entr(probability) + torch.special.entr(1.0 - probability)
+    entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1.0 - probability)
+    return entropy
 
 
 def perplexity(codes: Tensor, num_codes: int) -> Tensor:
     """The exponential of the entropy of codes, int64 ``[K]``: fp32, from 1 to V, the number of codes used alike."""
     shares = torch.bincount(codes, minlength=num_codes).float() / max(1, len(codes))
-    return torch.special.entr(shares).sum().exp()
+    alike: Tensor = torch.special.entr(shares).sum().exp()
+    return alike

@@ -220,6 +220,9 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], tolerances:
             # Accuracies over a data-dependent number of words or names are averaged per replica, losses exactly, as is
             # the share of patches of pictures of their own sizes. Accuracies of bf16 jump where two candidates are as
             # good.
+            # How many codes occur is counted for each replica and micro-batch.
+            if name.endswith(("/perplexity", "/used")):
+                continue
             if exact and not name.startswith(
                 ("mlm/", "lm/", "split_lm/", "classify/accuracy", "mrm/masked", "mfm/masked")
             ):
