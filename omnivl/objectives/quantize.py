@@ -105,7 +105,7 @@ class QuantizeHead(Head):
         channels = [config.width * 2 ** min(3, doublings - i) for i in range(doublings + 1)]
         self.outer = Linear(config.quantizer.size, channels[0])
         self.blocks = nn.ModuleList(Doubling(*pair) for pair in pairwise(channels))
-        self.norm = GroupNorm(channels[-1])
+        self.norm = GroupNorm(channels[-1], groups=1)
         self.pixels = Convolution(channels[-1], 3, 3)
 
     def codes(self, patches: Tensor) -> Tensor:
@@ -141,12 +141,15 @@ class QuantizeHead(Head):
 
 
 class Doubling(nn.Module):
-    """A residual block of two 3 x 3 convolutions behind a grid that is twice as fine."""
+    """A residual block of two 3 x 3 convolutions behind a grid that is twice as fine.
+
+    All channels are normalised together: a channel alone has no variance where all patches of an image have one code.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = GroupNorm(inputs), Convolution(inputs, outputs, 3)
-        self.norm2, self.conv2 = GroupNorm(outputs), Convolution(outputs, outputs, 3)
+        self.norm1, self.conv1 = GroupNorm(inputs, groups=1), Convolution(inputs, outputs, 3)
+        self.norm2, self.conv2 = GroupNorm(outputs, groups=1), Convolution(outputs, outputs, 3)
         self.shortcut = Convolution(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:

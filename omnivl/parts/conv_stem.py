@@ -48,9 +48,9 @@ class Convolution(nn.Module):
 class GroupNorm(nn.Module):
     """Normalises groups of channels of each image, in the dtype of its input."""
 
-    def __init__(self, channels: int, scale: float = 1.0) -> None:
+    def __init__(self, channels: int, scale: float = 1.0, groups: int = _GROUPS) -> None:
         super().__init__()
-        self.groups = math.gcd(_GROUPS, channels)
+        self.groups = math.gcd(groups, channels)
         self.weight = nn.Parameter(torch.full((channels,), scale))
         self.bias = nn.Parameter(torch.zeros(channels))
 
