@@ -14,7 +14,9 @@ from omnivl.architectures.blip import BLIP
 from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
 from omnivl.architectures.coca import CoCa
+from omnivl.architectures.flamingo import Flamingo
 from omnivl.architectures.flava import FLAVA
+from omnivl.architectures.frozen import Frozen
 from omnivl.architectures.git import GIT
 from omnivl.architectures.meter import METER
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
@@ -23,7 +25,21 @@ from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[
-    OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP | BLIP2 | FLAVA | ALIGN | CoCa | GIT | SimVLM | METER,
+    OmniVL
+    | Unified
+    | CLIP
+    | ViLT
+    | ALBEF
+    | BLIP
+    | BLIP2
+    | FLAVA
+    | ALIGN
+    | CoCa
+    | GIT
+    | SimVLM
+    | METER
+    | Flamingo
+    | Frozen,
     Field(discriminator="kind"),
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
@@ -40,6 +56,8 @@ __all__ = [
     "Architecture",
     "ArchitectureConfig",
     "CoCa",
+    "Flamingo",
+    "Frozen",
     "Kit",
     "OmniVL",
     "SimVLM",

@@ -60,6 +60,25 @@ def names(vision_layers: int, decoder_layers: int) -> Iterator[tuple[str, tuple[
             yield f"{ours}.{ending}", tuple(f"{part}.{ending}" for part in parts)
 
 
+def tower_of_clip(weights: Mapping[str, Tensor], path: Path, vision: Transformer) -> dict[str, Tensor] | None:
+    """The image tower of CLIP under our names; None if the weights are of no CLIP.
+
+    Args:
+        weights: By transformers' names.
+        path: The folder or file.
+        vision: Our image encoder.
+
+    Raises:
+        ModelError: Options of ours compute something else.
+    """
+    if "vision_model.pre_layrnorm.weight" not in weights:
+        return None
+    said = read_json(path / "config.json") if path.is_dir() else {}
+    if unmet := list(_unmet(said, vision, None)):
+        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+    return tower_from_transformers(weights, read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS))
+
+
 def from_transformers(
     weights: Mapping[str, Tensor], path: Path, vision: Transformer, decoder: Transformer
 ) -> dict[str, Tensor] | None:
@@ -77,15 +96,14 @@ def from_transformers(
     Raises:
         ModelError: Options of ours compute something else.
     """
-    is_clip = "vision_model.pre_layrnorm.weight" in weights
-    if not is_clip and not weights.keys() >= TELLING:
+    if (tower := tower_of_clip(weights, path, vision)) is not None:
+        return tower
+    if not weights.keys() >= TELLING:
         return None
     said = read_json(path / "config.json") if path.is_dir() else {}
-    if unmet := list(_unmet(said, vision, None if is_clip else decoder)):
+    if unmet := list(_unmet(said, vision, decoder)):
         raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
     pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
-    if is_clip:
-        return tower_from_transformers(weights, pixels)
     tower = {name.removeprefix(_VISION): one for name, one in weights.items() if name.startswith(_VISION)}
     found = tower_from_transformers(tower, pixels)
     start = "git.encoder.layer."

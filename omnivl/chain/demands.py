@@ -10,7 +10,8 @@ Streams of a chain; an architecture has some of them:
 - ``generation``: texts; each position sees the earlier positions and what the text looks at; ``fused_generation``: the
   same of texts that look at fused rows;
 - ``language``: texts in a language model; each position sees the earlier positions, and the sample's queries where an
-  objective reads these.
+  objective reads these;
+- ``interleaved``: the same texts; each position looks at the pictures before it, at places in the text.
 
 A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
 """
@@ -84,6 +85,7 @@ class Demands:
             segment of its own; see ``embedding_of``), ``fused_visual`` (the visual
             positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole; without
             ``fused_visual`` beside it, nothing else of these rows), ``queries`` (of the clean visual rows),
+            ``interleaved`` (the rows of ``language`` look at the clean visual rows),
             ``vocabulary`` (the head that all objectives on words share); with the prefix ``momentum_``, the same field
             computed by the momentum twin. ``momentum_visual_parts`` and ``momentum_text_parts`` are the twins'
             projections of every position of the clean rows but the first. ``momentum_fused`` are the objective's own
@@ -134,5 +136,5 @@ class Demands:
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
         found |= {"embedding" for name in names if name in (*EMBEDDINGS, *PARTS, "logit_scale")}
-        own = names & (_STREAMS | {"fused_visual", "queries"})
+        own = names & (_STREAMS | {"fused_visual", "queries", "interleaved"})
         return frozenset(found | own | (self.reads & {TWIN + "fused"}))

@@ -129,7 +129,8 @@ def _reads_clean(demands: Demands, stream: str) -> bool:
     if any(field.removeprefix("momentum_") in own for field in demands.fields):
         return True
     if stream == "visual":
-        return "queries" in demands.fields or any(CLEAN in join.seen for join in demands.joins.values())
+        gathered = not demands.fields.isdisjoint(("queries", "interleaved"))
+        return gathered or any(CLEAN in join.seen for join in demands.joins.values())
     return any(join.text == CLEAN for join in demands.joins.values() if join.mask == "both")
 
 

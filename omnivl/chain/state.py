@@ -36,6 +36,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
     "queries": "float [B, Q, D], what learnt queries gather from the clean visual rows, where an architecture has them",
+    "pictures": "float [B, M * Q, D], what queries gather from each of a sample's M pictures or its clip, end to end",
     "momentum_visual": "float [R, S, D], from the momentum twin, no gradient; rows by layout.twins, clean in losses",
     "momentum_text": "float [R, L, D], likewise",
     "momentum_fused": "float [R, L, D], likewise; all its rows at the end",

@@ -12,6 +12,7 @@ from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
+from omnivl.objectives.interleaved_lm import InterleavedLM
 from omnivl.objectives.intra_modal import IntraModal
 from omnivl.objectives.itc import ITC
 from omnivl.objectives.itm import ITM
@@ -36,24 +37,8 @@ from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    (
-        MLM
-        | MRM
-        | MFM
-        | MCM
-        | MDM
-        | UniVLC
-        | VLM
-        | LM
-        | ITC
-        | ITM
-        | PrefixLM
-        | SplitLM
-        | IntraModal
-        | LocalMI
-        | MMM
-        | Quantize
-    )
+    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | IntraModal | LocalMI | MMM | Quantize)
+    | (PrefixLM | SplitLM | InterleavedLM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
@@ -75,6 +60,7 @@ __all__ = [
     "Choose",
     "Classify",
     "Demands",
+    "InterleavedLM",
     "IntraModal",
     "Join",
     "LocalMI",

@@ -10,7 +10,7 @@ Source: Zhang et al., OPT, arXiv 2205.01068; numbers as in its released code (pr
     3.3.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -144,12 +144,20 @@ class LanguageTables(WordTables):
                 f"row of {first + mask.shape[1]} positions: the language model has {len(self.positions) - OFFSET}; "
                 "raise model.language.positions or lower model.language.length"
             )
-        keep_exact(self.words)  # looked up and cast after that
-        words = F.embedding(token_ids, self.words)
+        words = self.embed(token_ids)
         words = words.to(dtype) if prefix is None else torch.cat([prefix, words.to(prefix.dtype)], dim=1)
         counted = (first + mask.cumsum(1)) * mask
         places = F.embedding(counted - 1 + OFFSET, self.positions)
         return F.dropout(words + places.to(words.dtype), self.dropout, self.training)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The rows of words, ``[R, L, D]``."""
+        keep_exact(self.words)  # looked up and cast after that
+        return F.embedding(token_ids, self.words)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``."""
+        return linear(hidden, self.words)
 
 
 class LanguageEmbed(BlockLayer):
@@ -157,8 +165,8 @@ class LanguageEmbed(BlockLayer):
 
     The first pass reads ``{segment}/token_ids`` and ``{segment}/mask`` (all true if missing) of each segment, and
     ``prefix``: row i of a segment follows row i of the prefix, in decoding row ``cache/rows[i]``. The second pass adds
-    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_of`` its targets in training, else ``[R, V]``
-    of the last position.
+    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_of`` its targets where it has some, else
+    ``[R, V]`` of the last position.
 
     Attributes:
         dtype: The compute dtype.
@@ -166,8 +174,14 @@ class LanguageEmbed(BlockLayer):
 
     stack, level = STACK, -1
 
-    def __init__(self, language: LanguageModel, dtype: torch.dtype) -> None:
-        super().__init__(EMBED, lambda still: LanguageTables(language))
+    def __init__(
+        self,
+        language: LanguageModel,
+        dtype: torch.dtype,
+        tables: Callable[[LanguageModel], LanguageTables] = LanguageTables,
+    ) -> None:
+        """Builds the tables of ``language``; ``dtype`` is the compute dtype."""
+        super().__init__(EMBED, lambda still: tables(language))
         self.dtype, self.length = dtype, language.length
 
     def acts(self, layout: StepLayout) -> bool:
@@ -213,14 +227,14 @@ class LanguageEmbed(BlockLayer):
         layout, made = state.layout, dict[str, Tensor]()
         for name, rows in layout.language.items():
             hidden = state["language"][rows]
-            if layout.mode == "train":
+            if layout.mode == "train" or f"{name}/targets" in state:
                 targets = state[f"{name}/targets"]
                 behind = hidden[:, hidden.shape[1] - targets.shape[1] :].flatten(0, 1)
                 hidden = behind[chosen_of(state, name)]
             else:
                 hidden = hidden[:, -1]
-            made[f"logits/{name}"] = linear(hidden, self.block.words).float()
-        return state.merged(made, drop=("language", "language_mask"))
+            made[f"logits/{name}"] = self.block.project(hidden).float()
+        return state.merged(made, drop=("language", "language_mask", "pictures"))
 
 
 class DecoderBlock(BertBlock):

@@ -8,16 +8,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from moe.ranges import Range
+from omnivl.data.documents import END, PICTURE
 from omnivl.data.sources.base import Sample
 from omnivl.data.sources.scenes.picture import as_png
 from omnivl.data.templates import filled, unknown_places
 from omnivl.errors import DataError, UserError
+from omnivl.inference.documents import answer_log_probabilities
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.patch_attention import PatchAttention, patch_attention
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS
 from omnivl.objectives.choose import Choose
+from omnivl.objectives.interleaved_lm import InterleavedLM
 from omnivl.objectives.vqa import VQA
 from omnivl.randomness import generator
 from omnivl.tasks.answering import answers_of, as_people_spell, counted, likeliest, people_of
@@ -53,6 +56,8 @@ class FewShotTask(PredictingTask):
     text is ``example`` for each example and ``query`` at the end. Examples are drawn anew for each query, uniformly
     from the samples of ``support``, never the query itself; more of them begin with the same ones.
 
+    For an objective of kind ``interleaved_lm`` each example and the query begin with the mark of their picture, and
+    examples end with that of an end; it ranks ``answers`` by the probability that the language model goes on with them.
     An objective of kind ``answer`` ranks ``answers`` by their probability if they are given (close-ended), else it
     writes (open-ended). One of kind ``choose`` chooses among ``answers``, one of kind ``vqa`` from its own list.
     Answers compare without case and spaces at marks; with ``answer: answers``, the list of several people's answers,
@@ -127,7 +132,7 @@ class FewShotTask(PredictingTask):
     @property
     def needs(self) -> tuple[Need, ...]:
         """Sets of pictures, and the head that answers."""
-        kinds = (VQA, Answer, Choose) if self.answers else (VQA, Answer)
+        kinds = (VQA, Answer, Choose, InterleavedLM) if self.answers else (VQA, Answer)
         return TakesSets(), Chooses(self.objective, kinds)
 
     @property
@@ -261,8 +266,11 @@ class FewShotTask(PredictingTask):
         """
         before = [own[: shots or self.text_only] for own in drawn]
         shown = {one: self._example(support[one]) for own in before for one in own}
+        marked = isinstance(encoder.chain.objectives[self.objective], InterleavedLM)
+        if marked:
+            shown = {one: f"{PICTURE if shots else ''}{text}{END}" for one, text in shown.items()}
         texts = [
-            " ".join([*(shown[one] for one in own), text])
+            ("" if marked else " ").join([*(shown[one] for one in own), f"{PICTURE}{text}" if marked else text])
             for own, text in zip(before, self.asked(pictures), strict=True)
         ]
         sets = [
@@ -316,6 +324,11 @@ class FewShotTask(PredictingTask):
         """
         objective, choices = encoder.chain.objectives[self.objective], self.answers
         assert isinstance(choices, tuple), "a path is replaced by what the file holds"
+        if isinstance(objective, InterleavedLM):
+            scores = answer_log_probabilities(self.objective, documents, texts, choices, encoder)
+            best = scores.max(dim=1)
+            pairs = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            return [(choices[place], share) for place, share in pairs]
         longest = max(choices, key=lambda one: len(encoder.reader.words(one)), default="")
         for sample, text in zip(documents.samples, texts, strict=True):
             whole = f"{text} {longest}" if isinstance(objective, Choose) else text

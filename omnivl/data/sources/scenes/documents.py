@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from omnivl.data.documents import END, PICTURE
 from omnivl.data.sources.scenes.cast import Cast
 from omnivl.data.sources.scenes.made import Made, pick, shuffled
 from omnivl.data.sources.scenes.world import Scene, Thing
@@ -89,6 +90,7 @@ def document(
         "answer": names[asked],
         "answers": [names[asked]],
         "shots": shots,
+        "interleaved": interleaved(names, names[asked], wording),
         "concepts": [one.name for one in things],
     }
     return Made(tuple(Scene(ground, (one,)) for one in shown), (text_of(names, wording),), fields)
@@ -97,6 +99,12 @@ def document(
 def text_of(names: Sequence[str], wording: str = SENTENCES) -> str:
     """The text of a document, in which things have these names."""
     return " ".join([*(_STATEMENTS[wording].format(name) for name in names), QUESTIONS[wording]])
+
+
+def interleaved(names: Sequence[str], answer: str, wording: str = SENTENCES) -> str:
+    """The text of a document with the places of its pictures, in the order of its files, and the answer."""
+    said = [*(_STATEMENTS[wording].format(name) for name in names), f"{QUESTIONS[wording]} {answer}"]
+    return "".join(f"{PICTURE}{one}{END}" for one in said)
 
 
 def alone(random: np.random.Generator, name: str, drawing: int) -> Thing:

@@ -208,3 +208,11 @@ def test_questions_of_some_types() -> None:
 def test_options_are_checked(kind: DataKind, where: dict[str, tuple[str, ...]], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         open_source(DataEntryConfig(source="scenes", kind=kind, where=where), seed=0)
+
+
+def test_documents_say_where_their_pictures_stand() -> None:
+    sample = source("documents", shots=("2",), wording=("brief",)).read(5)
+    first, second = sample.meta["options"]
+    marked = f"<image>{first}.<EOC><image>{second}.<EOC><image>what? {sample.meta['answer']}<EOC>"
+    assert sample.meta["interleaved"] == marked
+    assert marked.count("<image>") == len(sample.members)
