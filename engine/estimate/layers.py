@@ -26,7 +26,7 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, has_text, has_visual, is_video
+from omnivl.data.batch import Batch, has_text, has_visual, is_video, visual_of
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.fields import FieldReader, blank_value
@@ -56,10 +56,16 @@ def blank_batches(stage: StagePlan, tokenizer: Tokenizer, words: Sequence[int] =
         types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
         fields = {name: blank_value(field, side) for name, field in types.items()}
         rows = range(sort.layout.batch_size)
-        said = [texts[row % len(texts)] if has_text(kind) else None for row in rows]
+        marks = "" if visual_of(kind) != "set" else _mark(stage, sort.key) * sort.layout.num_frames
+        said = [marks + texts[row % len(texts)] if has_text(kind) else None for row in rows]
         examples = [Example(frames, said[row], row, 0, row, "blank", {}, fields) for row in rows]
         batches.append(collator.collate(examples, kind, sort.key, 0, types))
     return batches
+
+
+def _mark(stage: StagePlan, entry: str) -> str:
+    """What texts of a data entry say where a picture stands."""
+    return max((one.picture_mark for one in stage.objectives if one.acts_on(entry)), default="")
 
 
 def blank_states(

@@ -135,12 +135,16 @@ def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: boo
         names_absent: Whether the last part may be absent from the tree.
     """
     path: Path = ()
+    told_apart = False  # whether this section's member of a union was named; a key may be called as it
     for depth, part in enumerate(location):
+        if isinstance(tree, Mapping) and tree.get("kind") == part and not told_apart:
+            told_apart = True
+            continue
         known = (isinstance(tree, Mapping) and part in tree) or (
             isinstance(tree, list) and isinstance(part, int) and part < len(tree)
         )
         if known:
-            path, tree = (*path, part), tree[part]
+            path, tree, told_apart = (*path, part), tree[part], False
         elif names_absent and depth == len(location) - 1:
             path = (*path, part)
     return path

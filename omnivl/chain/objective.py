@@ -230,6 +230,8 @@ class Objective(ABC):
     """Whether a sample's loss depends on other samples of its micro-batch, so that accumulated ones give it no more."""
     compares_embeddings: ClassVar[bool] = False
     """Whether the loss needs nothing of a sample but its embeddings and identity: it can be one of a whole step."""
+    picture_mark: ClassVar[str] = ""
+    """What a text of several pictures says where one stands; empty where texts do not say it."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -324,7 +326,7 @@ class Objective(ABC):
     def restored_words(self) -> Mapping[str, float]:
         """Share of a masked text's positions whose words are scored, by segment of the text stream.
 
-        By the vocabulary head where ``reads`` names it, else by the ``VocabularyHead`` in the objective's own head.
+        By the vocabulary head where ``reads`` names it, else by the one that the objective's own head has as ``words``.
         """
         return {}
 

@@ -5,7 +5,7 @@ Shapes: B samples, R rows, L token positions of the language model, n positions 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class InterleavedLM(Objective):
         predicted.
     Differs: a mark always looks at its own picture; the paper looks at the next one in a random half of its pages.
     """
+
+    picture_mark: ClassVar[str] = PICTURE
 
     kind: Literal["interleaved_lm"] = "interleaved_lm"
     include_labels: bool = False

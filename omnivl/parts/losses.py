@@ -103,8 +103,9 @@ class Losses(ChainLayer):
         if key in self.reading_words:
             assert self.vocabulary is not None
             return self.vocabulary
-        (own,) = (part for part in self.heads[key].modules() if isinstance(part, VocabularyHead))
-        return own
+        words = self.heads[key].words
+        assert isinstance(words, VocabularyHead), f"the head of {key!r} scores words"
+        return words
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Heads of objectives that act in no step, and the vocabulary head if no step reads it."""

@@ -46,6 +46,7 @@ def told(*, top: str = "", more: str = "", data: str = "", objective: str = "kin
         ({"top": "itc: 1"}, r"itc: got an unknown key; .*; write objectives: \[itc\] in the stage$"),
         ({"more": ", univlc: 1"}, r"stages.0.univlc: .*; write objectives: \[univlc\] in the stage$"),
         ({"more": ", seed: 1"}, "stages.0.seed: .*; write it at the plan's top, beside 'stages': seed$"),
+        ({"objective": "kind: univlc, univlc: 1"}, "objectives.0.univlc: got an unknown key; "),  # called as its kind
         ({"more": ", learning_rat: 1e-3"}, "learning_rat: got an unknown key; .*; remove it$"),
     ],
 )

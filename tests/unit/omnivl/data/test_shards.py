@@ -2,11 +2,11 @@ import gc
 import json
 import os
 import pickle
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import patience
 import psutil
 import pytest
 
@@ -356,9 +356,11 @@ def test_a_closed_loader_leaves_nothing_open(many, tmp_path, form):
         batches = iter(loader)
         for _ in range(2):
             next(batches)
-        end = time.monotonic() + 10  # between two shards a stream has no program
-        while not (open_shards(tmp_path) > 0 or set(psutil.Process().children()) > before):
-            assert time.monotonic() < end, "something is open"
+
+        def something_is_open() -> bool:
+            return open_shards(tmp_path) > 0 or set(psutil.Process().children()) > before
+
+        patience.wait_for(something_is_open, 10, "something is open")  # between two shards a stream has no program
     assert open_shards(tmp_path) == 0
     assert set(psutil.Process().children()) == before
 
