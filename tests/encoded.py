@@ -14,7 +14,7 @@ from omnivl.parts.sizes import MomentumConfig
 
 B, S, L, D = 3, 5, 4, 6
 MOMENTUM = MomentumConfig(decay=0.75)
-SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), D), L, 11, 4, 2, 1)
+SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), D), L, 11, 4, 2, 1, 4)
 
 
 def encoded(

@@ -97,7 +97,7 @@ class Writer(Architecture):
     @property
     def heads(self) -> HeadSizes:
         widths = {"visual": QUERY_SIZE, "language": self.language.blocks.hidden_size}
-        return HeadSizes(widths, 6, self.language.vocab_size, 0, 4, 1)
+        return HeadSizes(widths, 6, self.language.vocab_size, 0, 4, 1, 8)
 
     @property
     def stacks(self) -> Mapping[str, Transformer]:

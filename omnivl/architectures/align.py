@@ -85,6 +85,7 @@ class ALIGN(Architecture):
             projection_size=self.vision.outputs,
             patch_size=STRIDE,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

@@ -106,6 +106,7 @@ class BLIP2(Architecture):
             projection_size=self.projection_size,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

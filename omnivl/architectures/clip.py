@@ -81,6 +81,7 @@ class CLIP(Architecture):
             projection_size=self.projection_size,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

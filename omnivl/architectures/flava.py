@@ -95,6 +95,7 @@ class FLAVA(Architecture):
             projection_size=self.projection_size,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

@@ -111,7 +111,7 @@ class Frozen(Architecture):
     def heads(self) -> HeadSizes:
         """Sizes for heads."""
         widths = {"visual": self.vision.hidden_size, "language": self.language.blocks.hidden_size}
-        return HeadSizes(widths, self.language.length, self.language.vocab_size, 0, self.patch_size, 1)
+        return HeadSizes(widths, self.language.length, self.language.vocab_size, 0, self.patch_size, 1, self.image_size)
 
     @property
     def stacks(self) -> Mapping[str, Transformer]:

@@ -97,6 +97,7 @@ class GIT(Architecture):
             projection_size=0,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

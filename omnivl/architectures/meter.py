@@ -106,6 +106,7 @@ class METER(Architecture):
             projection_size=0,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

@@ -92,6 +92,7 @@ class OneWidth(Architecture):
             projection_size=self.projection_size,
             patch_size=self.patch_size,
             tubelet_size=self.tubelet_size,
+            image_size=self.image_size,
         )
 
     @property

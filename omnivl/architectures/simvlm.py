@@ -73,6 +73,7 @@ class SimVLM(Architecture):
             projection_size=0,
             patch_size=STRIDE,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

@@ -68,6 +68,7 @@ class ViLT(Architecture):
             projection_size=0,
             patch_size=self.patch_size,
             tubelet_size=1,
+            image_size=self.image_size,
         )
 
     @property

@@ -1,10 +1,11 @@
 """Floating-point operations of a step, summed over the layers of a chain.
 
-A multiplication and its addition count as two. Only matrix products count: normalisations, softmax, the losses'
-similarities, projections and patch heads are left out. Activation recomputation does not count, since MFU is defined by
-useful work. What is frozen has no gradient of its weights, and none of its inputs where nothing before it is trained
-(``omnivl.chain.backward``). Padding does not count in blocks that leave it out; inside attention, which computes whole
-rows, it counts. Patches that ``patch_dropout`` drops do not count.
+A multiplication and its addition count as two. Only matrix products and convolutions count: normalisations, softmax,
+the losses' similarities, projections and patch heads are left out, and what follows the backward pass (the optimizer,
+``after_step``). Activation recomputation does not count, since MFU is defined by useful work. What is frozen has no
+gradient of its weights, and none of its inputs where nothing before it is trained (``omnivl.chain.backward``). Padding
+does not count in blocks that leave it out; inside attention, which computes whole rows, it counts. Patches that
+``patch_dropout`` drops do not count.
 
 Layers use the sizes of their configuration, since this process may hold only a share of their parameters or none.
 """

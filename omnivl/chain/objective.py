@@ -26,10 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from omnivl.chain.backward import Backward
 from omnivl.chain.demands import Demands
 from omnivl.chain.gather import Gather
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
@@ -165,6 +166,15 @@ def cached_loss(state: "State", key: str, head: nn.Module | None) -> "ObjectiveL
 
 class Head(nn.Module):
     """Parameters and buffers of one objective. ``after_step`` updates them after a step; ``loss`` never does."""
+
+    def flops(self, layout: StepLayout, backward: Backward) -> float:
+        """Operations of ``loss`` in a step, forward and backward; by default 0. See ``omnivl.chain.flops``.
+
+        Args:
+            layout: The step.
+            backward: What of the backward pass the head has.
+        """
+        return 0.0
 
     def after_step(self, gather: Gather) -> None:
         """Called once per optimizer step, after the weights were updated."""

@@ -16,6 +16,7 @@ class HeadSizes:
         projection_size: Size P of the contrastive embeddings; 0 where there are none.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch.
+        image_size: Side of an image in pixels.
     """
 
     widths: Mapping[str, int]
@@ -24,6 +25,7 @@ class HeadSizes:
     projection_size: int
     patch_size: int
     tubelet_size: int
+    image_size: int
 
     @property
     def words(self) -> int:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.ranges import Range
+from omnivl.chain.backward import Backward
 from omnivl.chain.demands import CLEAN, Demands
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind, visual_of
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
@@ -65,7 +66,7 @@ class Quantize(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """Quantizer and decoder."""
-        return QuantizeHead(self, sizes.widths["visual"], sizes.patch_size)
+        return QuantizeHead(self, sizes)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean squared error of pixels from -1 to 1, and the quantizer's own loss.
@@ -96,17 +97,28 @@ class Quantize(Objective):
 class QuantizeHead(Head):
     """Maps patches to vectors, quantizes these and restores pixels from them."""
 
-    def __init__(self, config: Quantize, hidden_size: int, patch_size: int) -> None:
+    def __init__(self, config: Quantize, sizes: HeadSizes) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.inner = Linear(hidden_size, config.quantizer.size)
+        self.patch_size, self.side = sizes.patch_size, sizes.image_size // sizes.patch_size
+        self.inner = Linear(sizes.widths["visual"], config.quantizer.size)
         self.quantizer = config.quantizer.build()
-        doublings = patch_size.bit_length() - 1
+        doublings = sizes.patch_size.bit_length() - 1
         channels = [config.width * 2 ** min(3, doublings - i) for i in range(doublings + 1)]
         self.outer = Linear(config.quantizer.size, channels[0])
         self.blocks = nn.ModuleList(Doubling(*pair) for pair in pairwise(channels))
         self.norm = GroupNorm(channels[-1], groups=1)
         self.pixels = Convolution(channels[-1], 3, 3)
+
+    def flops(self, layout: StepLayout, backward: Backward) -> float:
+        """Of the maps of patches, of the search for codes, and of the convolutions."""
+        patches, here = self.side**2, float(self.side)
+        total = 2.0 * patches * (self.inner.in_features + self.outer.out_features) * self.inner.out_features
+        for block in self.blocks:
+            assert isinstance(block, Doubling)
+            here *= 2
+            total += block.flops(here)
+        total += self.pixels.flops(here)
+        return layout.batch_size * (backward.passes * total + self.quantizer.search_flops(patches))
 
     def codes(self, patches: Tensor) -> Tensor:
         """Numbers of the codes, int64 ``[B * N]``, of patches ``[B, N, D]``."""
@@ -151,6 +163,10 @@ class Doubling(nn.Module):
         self.norm1, self.conv1 = GroupNorm(inputs, groups=1), Convolution(inputs, outputs, 3)
         self.norm2, self.conv2 = GroupNorm(outputs, groups=1), Convolution(outputs, outputs, 3)
         self.shortcut = Convolution(inputs, outputs, 1)
+
+    def flops(self, side: float) -> float:
+        """Operations on one image of ``side`` x ``side`` positions behind the doubling, forward."""
+        return self.conv1.flops(side) + self.conv2.flops(side) + self.shortcut.flops(side)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to ``[B, C', 2h, 2w]``."""

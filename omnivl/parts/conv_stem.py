@@ -139,7 +139,7 @@ class ConvEmbedding(nn.Module):
         """
         if frames.shape[1] != 1:
             raise ModelError(
-                f"architecture 'simvlm': got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
+                f"images by convolutions: got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
                 "change the kind of the data entry to 'image_text', or model.kind"
             )
         height, width = frames.shape[-2:]

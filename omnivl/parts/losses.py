@@ -84,8 +84,12 @@ class Losses(ChainLayer):
         return Heads(own, self.vocabulary, self.momentum_vocabulary)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of heads on words: on the generation stream and on masked words, and of the shared one's twin on these."""
-        total = 0.0
+        """Of heads on words: on the generation stream and on masked words, and of the shared one's twin on these.
+
+        Added is what the heads of the step's objectives count themselves (``Head.flops``).
+        """
+        acting = (self.heads[key] for key in layout.objectives if key in self.heads)
+        total = sum((head.flops(layout, self.backward) for head in acting if isinstance(head, Head)), start=0.0)
         if self.vocabulary is not None:
             for name, own in layout.generation.items():
                 seen = written(self.text_length, tokens, layout.joins[name].length)

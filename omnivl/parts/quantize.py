@@ -32,13 +32,15 @@ class VectorQuantizer:
             weights, and their squared distance to these vectors is part of the loss.
         decay: Of the moving mean, per optimizer step.
         commitment: Weight of the squared distance of vectors to their codes.
-        restart_below: With ``ema``, a code that is used less often than this, in vectors per optimizer step of all
-            replicas, takes the place of a vector of the step; 0 restarts none.
+        restart_after: With ``ema``, a code that was nearest to no vector in this many optimizer steps takes the place
+            of a vector of the step, drawn from those of all replicas; in the first step all codes do. 0: none ever
+            does, and codes start where they were drawn.
 
     Source: van den Oord et al., VQ-VAE, arXiv 1711.00937, equation 3, and appendix A.1 for ``ema``; restarts: Dhariwal
         et al., Jukebox, arXiv 2005.00341, section 3.1.
     Differs: moving means start as if each code had been used once, so that a code that is never used stays where it is
-        and nothing has to be smoothed.
+        and nothing has to be smoothed. Restarts go by steps without use, not by a moving mean of uses, so that they
+        depend neither on the decay nor on the size of the batch.
     """
 
     kind: Literal["vq"] = "vq"
@@ -47,7 +49,7 @@ class VectorQuantizer:
     update: Literal["ema", "gradient"] = "ema"
     decay: Annotated[float, Range(0.0, 1.0)] = 0.99
     commitment: Annotated[float, Range(0.0)] = 0.25
-    restart_below: Annotated[float, Range(0.0)] = 0.1
+    restart_after: Annotated[int, Range(0)] = 10
 
     def build(self) -> "Quantizer":
         """The quantizer."""
@@ -93,6 +95,10 @@ class Quantizer(Head):
 
     num_codes: int
 
+    def search_flops(self, vectors: float) -> float:
+        """Operations of the search for the codes of ``vectors``, their number. It has no backward pass."""
+        return 0.0
+
     def codes(self, vectors: Tensor) -> Tensor:
         """Numbers of the codes, int64 ``[K]``, of ``vectors [K, W]``; no gradient."""
         raise NotImplementedError
@@ -113,6 +119,7 @@ class NearestCode(Quantizer):
     codebook: Tensor
     uses: Tensor
     sums: Tensor
+    unused: Tensor
     steps: Tensor
 
     def __init__(self, config: VectorQuantizer) -> None:
@@ -127,7 +134,12 @@ class NearestCode(Quantizer):
         self.register_buffer("codebook", drawn)
         self.register_buffer("uses", torch.ones(config.num_codes))
         self.register_buffer("sums", drawn.clone())
+        self.register_buffer("unused", torch.zeros(config.num_codes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+
+    def search_flops(self, vectors: float) -> float:
+        """Of the products with all codes."""
+        return 2.0 * vectors * self.num_codes * self.config.size
 
     @torch.no_grad()
     def codes(self, vectors: Tensor) -> Tensor:
@@ -148,23 +160,34 @@ class NearestCode(Quantizer):
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        """Moves the means to the vectors of the step, those of all replicas, and restarts dead codes."""
+        """Moves the means to the vectors of the step, those of all replicas, and restarts codes that are due."""
         if not self.outbox:
             return
         vectors = gather.join(torch.cat([each for each, _ in self.outbox]))
         codes = gather.join(torch.cat([each for _, each in self.outbox]))
         self.outbox.clear()
         chosen = F.one_hot(codes, self.num_codes).to(vectors.dtype)
-        self.uses.lerp_(chosen.sum(0), 1.0 - self.config.decay)
+        counts = chosen.sum(0)
+        self.uses.lerp_(counts, 1.0 - self.config.decay)
         self.sums.lerp_(chosen.t() @ vectors, 1.0 - self.config.decay)
         used = self.uses > _BARELY_USED
         self.codebook[used] = self.sums[used] / self.uses[used, None]
-        dead = (self.uses < self.config.restart_below).nonzero()[:, 0][: len(vectors)]
-        # The same on every replica: all have the joined vectors and the same number of steps.
-        random = torch.Generator(device="cpu").manual_seed(int(self.steps))
-        drawn = vectors[torch.randperm(len(vectors), generator=random)[: len(dead)].to(vectors.device)]
-        self.codebook[dead], self.sums[dead], self.uses[dead] = drawn, drawn, 1.0
+        self.unused.add_(1).masked_fill_(counts > 0, 0)
+        if self.config.restart_after:
+            self._restart(vectors, (self.unused >= self.config.restart_after) | (self.steps == 0))
         self.steps += 1
+
+    def _restart(self, vectors: Tensor, due: Tensor) -> None:
+        """Puts codes where vectors are, as many as there are vectors.
+
+        Args:
+            vectors: ``[K, W]``, those of all replicas in the same order on each, so that all restart alike.
+            due: bool ``[V]``.
+        """
+        codes = due.nonzero()[:, 0][: len(vectors)]
+        random = torch.Generator(device="cpu").manual_seed(int(self.steps))
+        drawn = vectors[torch.randperm(len(vectors), generator=random)[: len(codes)].to(vectors.device)]
+        self.codebook[codes], self.sums[codes], self.uses[codes], self.unused[codes] = drawn, drawn, 1.0, 0
 
     def discard_step(self) -> None:
         """Drops the step's vectors."""

@@ -67,7 +67,7 @@ class BagOfWords(Architecture):
 
     @property
     def heads(self) -> HeadSizes:
-        return HeadSizes({"visual": 12, "text": 7}, 8, self.vocab_size, 5, self.image_size, 1)
+        return HeadSizes({"visual": 12, "text": 7}, 8, self.vocab_size, 5, self.image_size, 1, self.image_size)
 
     @property
     def stacks(self) -> Mapping[str, Transformer]:

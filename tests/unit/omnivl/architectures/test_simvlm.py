@@ -18,6 +18,7 @@ from omnivl.inference.generate import caption_search, generate
 from omnivl.objectives import ITC, LM
 from omnivl.objectives.lm import shift
 from omnivl.parts import attention
+from omnivl.parts.conv_stem import ConvEmbedding
 from omnivl.parts.sizes import MomentumConfig
 
 
@@ -151,3 +152,13 @@ def test_what_looks_at_images_alone_is_refused():
     objectives = (LM(),)
     with pytest.raises(ModelError, match="architecture 'simvlm': got 'lm', whose decoder looks at images"):
         run(scattered(objectives=objectives), simvlm_batch(objectives), objectives)
+
+
+def test_convolutions_refuse_clips():
+    embedding = ConvEmbedding(4, (1,), (1, 1), 8)
+    with pytest.raises(ModelError) as caught:
+        embedding(torch.zeros(2, 3, 3, 16, 16, dtype=torch.uint8), torch.float32)
+    assert str(caught.value) == (
+        "images by convolutions: got samples of 3 frames or pictures; allowed is one image; "
+        "change the kind of the data entry to 'image_text', or model.kind"
+    )

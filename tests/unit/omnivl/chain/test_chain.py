@@ -396,7 +396,7 @@ def test_a_row_as_a_whole_is_its_first_position_unless_the_architecture_makes_it
     assert state.pooled("b", "a").tolist() == [[12, 13], [18, 19], [0, 1], [6, 7]], "not so"
     pooled = state.updated(pooled=torch.arange(12.0).view(4, 3))
     assert pooled.pooled("b").tolist() == [[6, 7, 8], [9, 10, 11]]
-    sizes = HeadSizes({"fused": 2}, 4, 10, 0, 8, 1)
+    sizes = HeadSizes({"fused": 2}, 4, 10, 0, 8, 1, 16)
     assert (sizes.pooled, replace(sizes, widths={"fused": 2, "pooled": 3}).pooled) == (2, 3)
 
 

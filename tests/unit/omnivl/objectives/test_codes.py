@@ -16,7 +16,7 @@ from omnivl.objectives.codes import RandomCodebook, RandomCodes
 from omnivl.objectives.masked_visual import PatchHead, feature_targets
 
 WIDTHS = dict.fromkeys(("visual", "text", "fused"), 6)
-SIZES = HeadSizes(WIDTHS, text_length=6, vocab_size=30, projection_size=0, patch_size=2, tubelet_size=1)
+SIZES = HeadSizes(WIDTHS, text_length=6, vocab_size=30, projection_size=0, patch_size=2, tubelet_size=1, image_size=4)
 CODEBOOK = RandomCodebook(num_codes=5, width=2, seed=3)
 
 

@@ -94,7 +94,7 @@ def loss_state(objective):
 def test_the_loss_reads_rows_as_a_whole_and_aligns_words_with_patches():
     objective = ITM(alignment_weight=0.3)
     torch.manual_seed(0)
-    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1))
+    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1, 16))
     state = loss_state(objective)
     made = objective.loss(state, Heads(head), LocalGather())
     matching = F.cross_entropy(head.output(state["pooled"]), torch.tensor([1, 0, 1]))
@@ -116,7 +116,7 @@ def test_the_loss_reads_rows_as_a_whole_and_aligns_words_with_patches():
 
 def test_own_pairs_are_drawn_together_and_others_apart():
     objective = ITM()
-    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1))
+    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1, 16))
     state = loss_state(objective)
     state["fused"].requires_grad_()
     state["itm/matches"] = torch.tensor([True, False, False])

@@ -19,7 +19,9 @@ from omnivl.objectives.masked_visual import (
     prepared_mask,
 )
 
-SIZES = HeadSizes({"visual": 4}, text_length=4, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2)
+SIZES = HeadSizes(
+    {"visual": 4}, text_length=4, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2, image_size=4
+)
 
 
 def identity_head(outputs: int, tubelet_size: int = 1) -> PatchHead:

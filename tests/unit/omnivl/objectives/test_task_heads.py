@@ -156,7 +156,7 @@ def state_of(objective: Objective, size: int, rows: torch.Tensor, fields: Mappin
 def head_of(objective: Objective, width: int = 6) -> torch.nn.Module:
     torch.manual_seed(1)
     widths = {"fused": width, "visual": width, "text": width}
-    head = objective.build_head(HeadSizes(widths, 8, 20, 0, 4, 1))
+    head = objective.build_head(HeadSizes(widths, 8, 20, 0, 4, 1, 8))
     assert head is not None
     return head
 

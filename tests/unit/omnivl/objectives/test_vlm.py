@@ -188,6 +188,6 @@ def test_uniforms_belong_to_the_sample(make_batch, context) -> None:
 
 
 def test_head_has_two_scores_in_fp32() -> None:
-    head = VLM().build_head(HeadSizes({"fused": 8}, 4, 11, 4, 2, 1))
+    head = VLM().build_head(HeadSizes({"fused": 8}, 4, 11, 4, 2, 1, 4))
     assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).shape == (3, 2)
     assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).dtype == torch.float32

@@ -76,7 +76,7 @@ def test_targets_are_the_scores_of_the_lists_answers():
 def of_loss(targets, gather=None):
     objective = VQA(answers=("cat", "dog"))
     torch.manual_seed(0)
-    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1))
+    head = objective.build_head(HeadSizes({"fused": 4, "pooled": 6}, 5, 50, 0, 8, 1, 16))
     pooled = torch.randn(len(targets), 6, generator=torch.Generator().manual_seed(1))
     layout = plan_layout((objective,), "image_text", len(targets), 1)
     state = State({"pooled": pooled, "vqa/targets": torch.tensor(targets)}, layout)
@@ -202,7 +202,9 @@ def test_a_stated_length_stands_for_a_list_that_is_not_there(tmp_path, monkeypat
     assert (objective.answers, objective.num_choices) == ("answers.txt", 3)
     assert objective.absent_lists == {"answers": "answers.txt"}
     assert list(objective.misfits(MODEL.inputs, 4)) == []
-    sizes = HeadSizes({"pooled": 8}, text_length=4, vocab_size=9, projection_size=4, patch_size=8, tubelet_size=1)
+    sizes = HeadSizes(
+        {"pooled": 8}, text_length=4, vocab_size=9, projection_size=4, patch_size=8, tubelet_size=1, image_size=16
+    )
     head = objective.build_head(replace(sizes, widths=dict.fromkeys(("fused", "visual", "text", "pooled"), 8)))
     assert head.output.out_features == 3
     stood_in = objective.with_stand_ins()

@@ -17,7 +17,7 @@ from omnivl.data.batch import DataKind
 from omnivl.objectives import LM, MFM, MLM, MRM, VLM, Demands, Objective, ObjectiveLoss, UniVLC
 from omnivl.parts.losses import Losses
 
-SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), 4), 5, 11, 3, 2, 1)
+SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), 4), 5, 11, 3, 2, 1, 4)
 
 
 @dataclass(frozen=True)

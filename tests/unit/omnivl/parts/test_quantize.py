@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omnivl.chain.gather import LocalGather
 from omnivl.parts.quantize import LookupFree, NearestCode, VectorQuantizer, perplexity
 
-TWO = VectorQuantizer(num_codes=2, size=2, decay=0.75, restart_below=0.0)
+TWO = VectorQuantizer(num_codes=2, size=2, decay=0.75, restart_after=0)
 VECTORS = [[1.0, 0.0], [2.0, 4.0], [3.0, 5.0]]
 
 
@@ -72,14 +72,52 @@ def test_a_skipped_step_and_an_evaluation_move_nothing() -> None:
     assert torch.equal(made.codebook, before)
 
 
-def test_an_unused_code_stays_until_it_is_dead_and_then_takes_a_vector_s_place() -> None:
-    made = quantizer(replace(TWO, restart_below=0.5))
+def test_an_unused_code_stays_until_it_is_due_and_then_takes_a_vector_s_place() -> None:
+    made = quantizer(replace(TWO, restart_after=3))
+    made.steps += 1  # not the first step
     for step in range(3):
         made(torch.tensor([[0.0, 1.0]]), LocalGather())
         made.after_step(LocalGather())
-        # Uses of the second code: 0.75, 0.5625, then 0.421875, which is below 0.5.
         assert made.codebook[1].tolist() == ([2.0, 5.0] if step < 2 else [0.0, 1.0])
-    assert made.uses[1] == 1.0
+    assert (made.uses[1], made.unused[1]) == (1.0, 0)
+    torch.testing.assert_close(made.sums[1], torch.tensor([0.0, 1.0]))
+
+
+def test_a_code_that_is_used_now_and_then_is_not_restarted() -> None:
+    made = quantizer(replace(TWO, restart_after=2))
+    made.steps += 1
+    for vector in ([0.0, 1.0], [2.0, 5.0], [0.0, 1.0], [2.0, 5.0]):
+        made(torch.tensor([vector]), LocalGather())
+        made.after_step(LocalGather())
+    assert made.codebook[1].tolist() == [2.0, 5.0]
+
+
+def test_codes_start_as_vectors_of_the_first_step() -> None:
+    torch.manual_seed(0)
+    made = VectorQuantizer(num_codes=4, size=2).build()
+    assert isinstance(made, NearestCode)
+    vectors = 50.0 + torch.randn(6, 2)  # far from all drawn codes
+    for part in vectors.split(3):
+        made(part, LocalGather())
+    made.after_step(LocalGather())
+    started = {tuple(code) for code in made.codebook.tolist()}
+    assert len(started) == 4
+    assert started <= {tuple(vector) for vector in vectors.tolist()}
+    assert torch.equal(made.sums, made.codebook)
+    assert made.uses.tolist() == [1.0] * 4
+    made(vectors, LocalGather())
+    made.after_step(LocalGather())
+    # The second step moves them: 4 uses and 6 vectors, with a decay of 0.99.
+    torch.testing.assert_close(made.uses.sum(), torch.tensor(0.99 * 4 + 0.01 * 6))
+
+
+def test_more_codes_than_vectors_start_over_several_steps() -> None:
+    made = VectorQuantizer(num_codes=4, size=2, restart_after=1).build()
+    assert isinstance(made, NearestCode)
+    for most in (3, 4):
+        made(torch.tensor([[50.0, 1.0], [60.0, 2.0], [70.0, 3.0]]), LocalGather())
+        made.after_step(LocalGather())
+        assert int((made.codebook[:, 0] > 40.0).sum()) == most
 
 
 def test_signs_are_bits_and_uncertain_bits_cost() -> None:
