@@ -90,19 +90,23 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
     """The figures of a plan, as JSON would have them.
 
     Args:
-        plan: A plan without mistakes.
+        plan: A plan without mistakes, read for this number of processes: reading it works its batches out.
         world_size: Number of processes; None takes the plan's, and 1 where that is ``auto``.
 
     Raises:
         UserError: The tokenizer cannot be loaded, or has more words than the model has rows.
     """
     launched, replicas = plan.launch.processes, _processes(plan, world_size)
+    known = world_size is not None or launched != "auto"
+    for stage in plan.stages if known else ():
+        wanted, found = stage.batch.global_batch_size, stage.samples_per_step(replicas)
+        assert wanted in (None, found), f"read for other than {replicas} processes: {found} samples a step for {wanted}"
     tokenizer = tokenizer_or_size(plan)
     return {
         "name": plan.name,
         "seed": plan.seed,
         "world_size": replicas,
-        "world_size_known": world_size is not None or launched != "auto",
+        "world_size_known": known,
         "stages": [_stage_summary(stage, plan.loader, tokenizer, replicas) for stage in plan.stages],
         "reaches": [str(one) for one in reaches(plan)],
     }

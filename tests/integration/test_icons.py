@@ -54,7 +54,7 @@ def omnivl(folder: Path, *words: str) -> str:
 
 
 def test_the_plan_passes_its_check_without_data(tmp_path: Path) -> None:
-    summary = summarize(load_plan(ROOT / "configs" / "plans" / "icons.yaml"), world_size=1)
+    summary = summarize(load_plan(ROOT / "configs" / "plans" / "icons.yaml", world_size=1), 1)
     assert [stage["name"] for stage in summary["stages"]] == ["contrast"]
 
 

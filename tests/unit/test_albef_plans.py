@@ -28,7 +28,7 @@ def test_the_papers_plan_has_the_published_number_of_parameters() -> None:
     text = (PLANS / "albef_base.yaml").read_text(encoding="utf-8")
     assert f"#   size:      {count / 1e6:.1f} M that are trained" in text
     assert f"{published / 1e6:.1f} M" in text
-    summary = summarize(load_plan(PLANS / "albef_base.yaml", ["tokenizer=emoji"]), world_size=8)
+    summary = summarize(load_plan(PLANS / "albef_base.yaml", ["tokenizer=emoji"], world_size=8), 8)
     assert [stage["name"] for stage in summary["stages"]] == ["pretrain"]
 
 

@@ -47,6 +47,6 @@ def test_the_header_of_git_says_the_counts() -> None:
 
 @pytest.mark.parametrize("name", ["coca_base", "coca_large", "git_base", "simvlm_base"])
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
-    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"])
-    summary = summarize(plan, world_size=32)
+    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], world_size=32)
+    summary = summarize(plan, 32)
     assert [stage["name"] for stage in summary["stages"]] == [stage.name for stage in plan.stages]

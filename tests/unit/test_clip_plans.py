@@ -25,5 +25,5 @@ def test_plans_have_the_published_numbers_of_parameters(name: str, counts: list[
         assert sum(parameter.numel() for parameter in chain.parameters()) == count
     text = (PLANS / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"#   size:      {counts[0] / 1e6:.1f} M in all, {counts[0]:,} as published" in text
-    summary = summarize(load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"]), world_size=32)
+    summary = summarize(load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], world_size=32), 32)
     assert [stage["name"] for stage in summary["stages"]] == [stage.name for stage in plan.stages]

@@ -68,8 +68,8 @@ def test_the_header_says_the_counts_that_the_built_model_has(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
-    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"])
-    summary = summarize(plan, world_size=32)
+    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], world_size=32)
+    summary = summarize(plan, 32)
     assert [stage["name"] for stage in summary["stages"]] == [stage.name for stage in plan.stages]
     for stage in summary["stages"]:
         assert stage["parameters"]["trained"] + stage["parameters"]["frozen"] > 1e8

@@ -62,7 +62,7 @@ def test_the_paper_s_plan_has_the_published_size_and_is_checked_without_data() -
     freeze(chain, stage.freeze, "stages.0.freeze")
     trained = count(one for one in chain.parameters() if one.requires_grad)
     assert trained == qformer + 30523 * 768 + others + 2 * 1408 == 209_778_494
-    checked, _ = summarize(load_plan(PLANS / "blip2_opt.yaml", ["tokenizer=emoji"]), world_size=16)["stages"]
+    checked, _ = summarize(load_plan(PLANS / "blip2_opt.yaml", ["tokenizer=emoji"], world_size=16), 16)["stages"]
     assert checked["parameters"]["trained"] == trained
     assert checked["parameters"]["frozen"] == tower - 2 * 1408, "but for the tower's last norm"
     text = (PLANS / "blip2_opt.yaml").read_text(encoding="utf-8")

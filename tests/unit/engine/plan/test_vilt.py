@@ -77,7 +77,7 @@ def test_the_paper_s_plan_has_the_published_size_and_is_checked_without_data() -
     assert f"#   size:      {size / 1e6:.1f} M in the transformer" in (PLANS / "vilt_b32.yaml").read_text(
         encoding="utf-8"
     )
-    (stage,) = summarize(load_plan(PLANS / "vilt_b32.yaml", ["tokenizer=emoji"]), world_size=64)["stages"]
+    (stage,) = summarize(load_plan(PLANS / "vilt_b32.yaml", ["tokenizer=emoji"], world_size=64), 64)["stages"]
     # The transformer, its embeddings and pooler; of the heads that of words, whose last map is no table of embeddings.
     head = 768 * 768 + 768 + 2 * 768 + 30522 * 768 + 30522
     assert stage["parameters"]["trained"] == size + head + 2 * 768 + 2

@@ -64,6 +64,14 @@ def test_a_right_plan_is_summed_up(plan_path: Path) -> None:
     assert (stage["curve"], stage["curve_seconds"]) == (["zero_shot"], 30.0)
 
 
+def test_a_plan_is_summed_up_for_the_processes_that_it_was_read_for(plan_path: Path) -> None:
+    batch = ["launch.processes=auto", "batch={global_batch_size: 48, gradient_accumulation_steps: auto}"]
+    (stage,) = summarize(load_plan(plan_path, batch, 6), 6)["stages"]
+    assert (stage["replicas"], stage["samples_per_step"]) == (6, 48)
+    with pytest.raises(AssertionError, match="read for other than 6 processes: 288 samples a step for 48"):
+        summarize(load_plan(plan_path, batch), 6)
+
+
 def test_parameters_are_those_of_the_built_chain(plan_path: Path) -> None:
     (stage,) = load_plan(plan_path).stages
     tokens = load_tokenizer(str(plan_path.parent / "vocab.txt")).special
