@@ -50,30 +50,31 @@ def captions(
     from omnivl.inference.encoder import Encoder
     from omnivl.inference.pictures import EVALUATION_SEED, evaluation_entry
     from omnivl.shown import printable_json
-    from omnivl.tasks.needs import Head, Provided
+    from omnivl.tasks.needs import Head, Need, Provided, Shown, matcher
     from omnivl.tasks.recaption import Captioner, Filter, Recaptioned
 
     if captioner is None and judge is None:
         raise UserError("got neither --captioner nor --filter; allowed is one of them, or both; name a run folder")
 
-    def loaded(run: Path, objective: str, said: str) -> Encoder:
-        """The newest stage of a run, which has to have the head."""
-        trained = find_trained(run, None, None)
-        lack = Head(objective).lack(Provided(trained.stage.model, trained.stage.objectives))
-        if lack is not None:
-            raise UserError(
-                f"{said} {run}: stage {trained.stage.name!r} {lack.what}; {lack.remedy}, or name another run"
-            )
-        return load_encoder(trained, choose_device(), batch_size)
-
     kind = parse_media(media)
     entry = evaluation_entry(data, kind, parse_where(where), "media")
-    writer = None if captioner is None else Captioner(loaded(captioner, writes, "--captioner"), writes, num_beams)
-    strict = None if judge is None else Filter(loaded(judge, matches, "--filter"), matches, least)
-    sizes = next(one for one in (writer, strict) if one is not None).encoder.model.inputs
+
+    def loaded(option: str, run: Path, *needs: Need) -> Encoder:
+        """The newest stage of the run that an option names, which has to meet the needs."""
+        trained = find_trained(run, None, None)
+        for need in (*needs, Shown(kind)):
+            lack = need.lack(Provided(trained.stage.model, trained.stage.objectives))
+            if lack is not None:
+                stage = f"stage {trained.stage.name!r}"
+                raise UserError(f"{option} {run}: {stage} {lack.what}; {lack.remedy}, or name another run")
+        return load_encoder(trained, choose_device(), batch_size)
+
+    writer = None if captioner is None else Captioner(loaded("--captioner", captioner, Head(writes)), writes, num_beams)
+    matching = None if judge is None else Filter(loaded("--filter", judge, matcher(matches)), matches, least)
+    sizes = next(one for one in (writer, matching) if one is not None).encoder.model.inputs
     source = open_source(entry, seed=EVALUATION_SEED, num_frames=sizes.num_frames, size=sizes.video_size)
     inputs = tuple(one for one in (Path(data),) if one.exists())
-    reader = Recaptioned(source, kind, writer, strict, inputs)
+    reader = Recaptioned(source, kind, writer, matching, inputs)
     with progress_bar(out.name, reader.count()) as update:
         manifest = convert(reader, out, ConvertOptions(overwrite=overwrite), update)
     if as_json:

@@ -212,6 +212,19 @@ class PictureSet:
         views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, size, device)]
         return Pictures(*in_strips(views, self.sizes.patch_size), are_sets=bool(self._members))
 
+    def rejections(self) -> list[Rejection | None]:
+        """Why each sample cannot be decoded; None for those that can."""
+        size = self.sizes.size_of_view(self.media == "video")
+        found: list[Rejection | None] = []
+        for sample in self.samples:
+            try:
+                self._view(sample, size, None)
+            except BadSampleError as error:
+                found.append(error.rejection)
+            else:
+                found.append(None)
+        return found
+
     def _views(self, indices: Sequence[int], size: SizeOf, device: str | None = None) -> list[Tensor]:
         try:
             return [self._view(self.samples[i], size, device) for i in indices]

@@ -11,6 +11,7 @@ from omnivl.architectures import Architecture
 from omnivl.chain.demands import EMBEDDINGS
 from omnivl.chain.objective import Objective
 from omnivl.inference.pictures import Media
+from omnivl.objectives import ITM, MMM, VLM
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,28 @@ class Chooses(Need):
     Attributes:
         objective: Its key.
         kinds: Classes of objectives.
+        option: See ``Lack``.
+        without: See ``Lack``.
     """
 
     objective: str
     kinds: tuple[type[Objective], ...]
+    option: str | None = None
+    without: Any = None
 
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
         found = next((one for one in stage.objectives if one.key == self.objective), None)
         if found is None or isinstance(found, self.kinds):
-            return Head(self.objective).lack(stage)
+            return Head(self.objective, self.option, self.without).lack(stage)
         names = " or ".join(repr(one.kind) for one in self.kinds)  # type: ignore[attr-defined]  # every member has one
-        return Lack(f"trains {self.objective!r}, which is of another kind", f"name an objective of kind {names}")
+        what, remedy = f"trains {self.objective!r}, which is of another kind", f"name an objective of kind {names}"
+        return Lack(what, remedy, self.option, self.without)
+
+
+def matcher(objective: str, option: str | None = None, without: Any = None) -> Chooses:
+    """The head of an objective that predicts log odds of a match; arguments as those of ``Chooses``."""
+    return Chooses(objective, (VLM, ITM, MMM), option, without)
 
 
 class Embeddings(Need):

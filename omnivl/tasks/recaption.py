@@ -1,7 +1,7 @@
-"""Captions of a data set by a trained model: written for each picture, and kept where they match it.
+"""Captions of a data set by trained models: one writes a caption of each picture, one keeps those that match it.
 
 Source: Li et al., BLIP, arXiv 2201.12086, section 3.3 (CapFilt): a captioner writes a caption of each picture of the
-    web, a filter takes out the texts, found and written, that its matching head calls unmatched.
+    web, a filter takes out the texts, found and written, that do not match it by its matching head.
 Differs: captions are written greedily or by beams; BLIP samples them (nucleus, p = 0.9), which its table 2 has as
     better for training. BLIP fine-tunes captioner and filter on COCO first: give stages that were.
 """
@@ -46,7 +46,7 @@ class Filter:
 
     Attributes:
         encoder: A stage with the objective's head.
-        objective: Key of an objective that matches pictures and texts.
+        objective: Key of an objective that predicts log odds of a match (``omnivl.tasks.needs.matcher``).
         least: Captions whose log odds of a match are below this are taken out.
     """
 
@@ -60,7 +60,8 @@ class Recaptioned:
     """The samples of a source with captions written and filtered, for ``omnivl.data.convert.run.convert``.
 
     The caption that was written stands behind those that were found, in the sample's field ``written`` as well if it
-    was kept. A sample without a caption left is rejected as ``missing_caption``.
+    was kept. A sample without a caption left is rejected as ``missing_caption``, one that cannot be decoded as what it
+    is, such as ``broken_image``.
 
     Attributes:
         source: Where samples come from, with encoded pictures or clips.
@@ -86,35 +87,76 @@ class Recaptioned:
         return len(self.source)
 
     def entries(self) -> Iterator[Entry | Rejection]:
-        """Each sample with the captions that are kept."""
+        """Each sample with the captions that are kept, and why others are left out.
+
+        Raises:
+            DataError: The source has no files of its pictures.
+            UserError: The captioner's objective writes no texts.
+        """
         yield from self.source.rejections
         with tempfile.TemporaryDirectory() as folder:
             for start in range(0, len(self.source), _CHUNK):
-                samples: list[Sample] = []
-                for index in range(start, min(start + _CHUNK, len(self.source))):
-                    try:
-                        samples.append(self.source.read(index))
-                    except BadSampleError as error:
-                        yield error.rejection
-                for place, one in enumerate(self._described(samples) if samples else ()):
-                    yield _entry(*one, Path(folder) / f"{place}") if one[1] else _unmatched(one[0], self.judge)
+                indices = range(start, min(start + _CHUNK, len(self.source)))
+                for place, found in enumerate(self._judged([self._read(index) for index in indices])):
+                    if isinstance(found, Rejection):
+                        yield found
+                    elif found.captions:
+                        yield _entry(found, Path(folder) / f"{place}")
+                    else:
+                        yield self._left_out(found.sample)
+
+    def _read(self, index: int) -> Sample | Rejection:
+        try:
+            sample = self.source.read(index)
+        except BadSampleError as error:
+            return error.rejection
+        if sample.media is None:
+            raise DataError(
+                f"{sample.where} has no picture or clip in a file; allowed are sources that do, such as shards; write "
+                "the source into shards first"
+            )
+        return sample
+
+    def _judged(self, read: Sequence[Sample | Rejection]) -> Iterator["_Captioned | Rejection"]:
+        """Samples with their captions; of those that cannot be decoded, why."""
+        samples = [one for one in read if isinstance(one, Sample)]
+        try:
+            found = self._captioned(samples)
+        except DataError as error:
+            if not isinstance(error.__cause__, BadSampleError):
+                raise
+            # Only now is each decoded for itself, as bad ones are few.
+            judged = self.captioner or self.judge
+            assert judged is not None
+            reasons = iter(PictureSet.of(samples, self.media, judged.encoder.model.inputs).rejections())
+            read = [(next(reasons) or one) if isinstance(one, Sample) else one for one in read]
+            found = self._captioned([one for one in read if isinstance(one, Sample)])
+        captioned = iter(found)
+        yield from (next(captioned) if isinstance(one, Sample) else one for one in read)
 
     @torch.no_grad()
-    def _described(self, samples: Sequence[Sample]) -> list[tuple[Sample, list[str], str | None]]:
-        """Samples, the captions that are kept of each, and the one of them that was written."""
+    def _captioned(self, samples: Sequence[Sample]) -> list["_Captioned"]:
+        """Samples with the captions that are kept.
+
+        Raises:
+            DataError: A sample cannot be decoded.
+        """
+        if not samples:
+            return []
         captions = [list(dict.fromkeys(sample.captions)) for sample in samples]
         written: list[str | None] = [None] * len(samples)
         if self.captioner is not None:
-            own = PictureSet.of(samples, self.media, self.captioner.encoder.model.inputs)
-            made = write_captions(own, self.captioner.encoder, self.captioner.objective, self.captioner.num_beams)
-            written = [text if text and text not in known else None for text, known in zip(made, captions, strict=True)]
-            captions = [
-                known if text is None else [*known, text] for known, text in zip(captions, written, strict=True)
-            ]
-        kept = captions if self.judge is None else self._matching(samples, captions, self.judge)
+            pictures = PictureSet.of(samples, self.media, self.captioner.encoder.model.inputs)
+            texts = write_captions(pictures, self.captioner.encoder, self.captioner.objective, self.captioner.num_beams)
+            for place, (text, known) in enumerate(zip(texts, captions, strict=True)):
+                if text and text not in known:
+                    known.append(text)
+                    written[place] = text
+        if self.judge is not None:
+            captions = self._matching(samples, captions, self.judge)
         return [
-            (sample, own, text if text in own else None)
-            for sample, own, text in zip(samples, kept, written, strict=True)
+            _Captioned(sample, tuple(kept), text if text in kept else None)
+            for sample, kept, text in zip(samples, captions, written, strict=True)
         ]
 
     def _matching(self, samples: Sequence[Sample], captions: list[list[str]], judge: Filter) -> list[list[str]]:
@@ -128,18 +170,31 @@ class Recaptioned:
         fits = iter((odds >= judge.least).tolist())
         return [[text for text in own if next(fits)] for own in captions]
 
+    def _left_out(self, sample: Sample) -> Rejection:
+        """Why a sample without a caption is left out."""
+        asked = "" if self.judge is None else f" whose log odds of a match are {self.judge.least:g} or more"
+        return Rejection("missing_caption", sample.where, f"no caption{asked}")
 
-def _entry(sample: Sample, captions: Sequence[str], written: str | None, file: Path) -> Entry:
-    """A sample as a converter takes it; its picture is written into ``file``, with its extension.
 
-    Raises:
-        DataError: The source draws its pictures.
+@dataclass(frozen=True)
+class _Captioned:
+    """A sample with the captions that are kept.
+
+    Attributes:
+        sample: As it was read.
+        captions: Those that were found, then the one that was written.
+        written: The latter, if it is kept.
     """
-    if sample.media is None:
-        raise DataError(
-            f"{sample.where} has no picture or clip in a file; allowed are sources that do, such as shards; write the "
-            "source into shards first"
-        )
+
+    sample: Sample
+    captions: tuple[str, ...]
+    written: str | None
+
+
+def _entry(found: _Captioned, file: Path) -> Entry:
+    """A sample as a converter takes it; its picture is written into ``file``, with its extension."""
+    sample = found.sample
+    assert sample.media is not None
     path = file.with_suffix(f".{sample.extension}")
     path.write_bytes(sample.media)
     split = sample.meta.get("split")
@@ -148,15 +203,9 @@ def _entry(sample: Sample, captions: Sequence[str], written: str | None, file: P
         path,
         f"{sample.key}.{sample.extension}",
         sample.where,
-        tuple(captions),
+        found.captions,
         sample.label,
         sample.identity,
         None if split is None else str(split),
-        meta if written is None else {**meta, "written": written},
+        meta if found.written is None else {**meta, "written": found.written},
     )
-
-
-def _unmatched(sample: Sample, judge: Filter | None) -> Rejection:
-    """Why a sample is left out."""
-    none_fits = "no caption" if judge is None else f"no caption whose log odds of a match are {judge.least:g} or more"
-    return Rejection("missing_caption", sample.where, none_fits)

@@ -9,12 +9,25 @@ from engine.plan.parse import parse_plan
 from engine.plan.schema import kinds
 from moe.config import LIMoEConfig
 from omnivl.architectures import OmniVL
-from omnivl.objectives import LM, MLM, VLM, UniVLC
-from omnivl.tasks import CaptionTask, Head, Lack, Provided, RetrievalTask, RoutingTask, TaskConfig, ZeroShotTask
+from omnivl.objectives import ITM, LM, MLM, MMM, VLM, UniVLC
+from omnivl.tasks import (
+    CaptionTask,
+    Head,
+    Lack,
+    MatchingTask,
+    Provided,
+    RetrievalTask,
+    RoutingTask,
+    TaskConfig,
+    ZeroShotTask,
+)
 
 MODEL = OmniVL.presets["tiny"]
 NO_EMBEDDINGS = Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
 NO_VLM = Lack("does not train 'vlm'", "add the objective 'vlm'", "rerank", 0)
+NO_MATCHER = Lack(
+    "trains 'lm', which is of another kind", "name an objective of kind 'vlm' or 'itm' or 'mmm'", "rerank", 0
+)
 NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")
 
 
@@ -28,6 +41,10 @@ NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")
         (RetrievalTask(rerank=4), (UniVLC(),), (VLM(),), [NO_VLM]),
         (RetrievalTask(rerank=4), (LM(),), (), [NO_EMBEDDINGS, NO_VLM]),
         (ZeroShotTask(), (LM(),), (), [NO_EMBEDDINGS]),
+        (RetrievalTask(rerank=4, matcher="lm"), (UniVLC(), LM()), (), [NO_MATCHER]),
+        (MatchingTask(objective="pairs"), (ITM(name="pairs"),), (), []),
+        (MatchingTask(objective="mmm"), (MMM(),), (), []),
+        (MatchingTask(objective="lm"), (LM(),), (), [replace(NO_MATCHER, option=None, without=None)]),
         (CaptionTask(), (LM(),), (), []),
         (CaptionTask(), (LM(name="writer"),), (), [NO_LM]),
         (CaptionTask(), (UniVLC(),), (LM(),), [NO_LM]),

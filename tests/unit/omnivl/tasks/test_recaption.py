@@ -119,6 +119,19 @@ def test_captions_are_added_and_those_that_match_are_kept(shards: Path, parts: t
     assert [getattr(one, "captions", None) for one in filters] == [("one red dot",), ("blue",), None]
 
 
+def test_what_cannot_be_decoded_is_left_out(run_folder: Path, tmp_path: Path) -> None:
+    picture = cv2.imencode(".png", np.zeros((16, 16, 3), dtype=np.uint8))[1].tobytes()
+    members = {}
+    for key, media in (("a", picture), ("b", picture[:40]), ("c", picture)):
+        members |= {f"{key}.json": json.dumps({"caption": f"a dot {key}"}).encode(), f"{key}.png": media}
+    data = write_tar(tmp_path / "some.tar", members)
+    said = run("data", "captions", data, "--filter", run_folder, "--least", -1000, "--out", tmp_path / "new")
+    assert said == f"{tmp_path / 'new'}: 2 samples with 2 captions; 1 samples left out\n"
+    assert samples_of(tmp_path / "new").keys() == {"a", "c"}
+    (line,) = (tmp_path / "new" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["cause"] == "broken_image"
+
+
 def test_the_command_makes_shards(shards: Path, run_folder: Path, tmp_path: Path) -> None:
     said = run("data", "captions", shards, "--captioner", run_folder, "--out", tmp_path / "new", "--num-beams", 1)
     found = samples_of(tmp_path / "new")
@@ -145,8 +158,28 @@ def test_who_writes_or_filters_has_to_be_named_and_to_be_able_to(
     assert str(caught.value) == (
         "got neither --captioner nor --filter; allowed is one of them, or both; name a run folder"
     )
-    with pytest.raises(UserError) as caught:
-        run("data", "captions", shards, "--filter", run_folder, "--matches", "itm", "--out", tmp_path / "new")
-    assert str(caught.value) == (
-        f"--filter {run_folder}: stage 'pairs' does not train 'itm'; add the objective 'itm', or name another run"
-    )
+    for options, message in (
+        (
+            ("--filter", run_folder, "--matches", "itm"),
+            f"--filter {run_folder}: stage 'pairs' does not train 'itm'; add the objective 'itm', or name another run",
+        ),
+        (
+            ("--filter", run_folder, "--matches", "lm"),
+            f"--filter {run_folder}: stage 'pairs' trains 'lm', which is of another kind; name an objective of kind "
+            "'vlm' or 'itm' or 'mmm', or name another run",
+        ),
+        (
+            ("--captioner", run_folder, "--media", "video"),
+            f"--captioner {run_folder}: stage 'pairs' has architecture 'blip', which takes no video; change "
+            "model.kind, or name another run",
+        ),
+        (
+            ("--captioner", run_folder, "--writes", "vlm"),
+            "captions: got the objective 'vlm'; allowed are those of the stage that write ('lm'); name one of them, or "
+            "use a stage that trains it",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            run("data", "captions", shards, *options, "--out", tmp_path / "new")
+        assert str(caught.value) == message
+    assert not (tmp_path / "new").exists()
