@@ -273,12 +273,16 @@ class TextEmbedding(WordTables):
         Raises:
             ModelError: The text is longer than the position table.
         """
-        end = start + token_ids.shape[1]
+        return self.placed(F.embedding(token_ids, self.words), dtype, start)
+
+    def placed(self, words: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
+        """``forward`` of texts whose words ``[R, L, D]`` are embedded already."""
+        end = start + words.shape[1]
         if end > len(self.positions):
             raise ModelError(
                 f"text of {end} tokens: the model has {len(self.positions)} positions; raise model.text_length or cut"
             )
-        x = self.norm(F.embedding(token_ids, self.words) + self.places()[start:end])
+        x = self.norm(words + self.places()[start:end])
         return F.dropout(x.to(dtype), self.dropout, self.training)
 
 
@@ -426,6 +430,12 @@ class Embed(EmbeddingLayer):
 def twins_see(state: State) -> Tensor:
     """The pixels that momentum twins see: the second view, where there is one."""
     return state.get("second_view", state["frames"])
+
+
+def num_encoded(layout: StepLayout, stream: str) -> int:
+    """How many rows ``encoded_rows`` has."""
+    rows = encoded_rows(layout, stream)
+    return int(rows.stop - rows.start)
 
 
 def encoded_rows(layout: StepLayout, stream: str) -> slice:

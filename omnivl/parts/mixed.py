@@ -1,6 +1,6 @@
 """BLIP's mixture of encoder and decoder: one BERT that reads texts alone, beside a picture, and writes them.
 
-Shapes: R rows, L text positions, S visual positions, D hidden size.
+Shapes: R rows, L text positions, S visual positions, D hidden size of texts, D_visual that of the image encoder.
 
 A block advances three groups of rows:
 
@@ -9,8 +9,8 @@ A block advances three groups of rows:
 - ``generation``: causal self-attention of its own; cross-attention and the feed-forward layer are those of ``fused``.
 
 Fused rows begin at the word embeddings, with a learnt vector in place of their first token's. The blocks run twice, as
-those of ``omnivl.parts.qformer``: the second pass joins a text or image with another sample's, which is drawn by the
-similarities that the first pass gives.
+those of ``omnivl.parts.qformer``: a row of the second pass may join a text or an image with another sample's, drawn by
+the similarities that the first pass gives.
 
 Source: Li et al., BLIP, arXiv 2201.12086, section 3.1 and figure 2; what is shared as in its released code.
 """
@@ -29,7 +29,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.block import StackBlock
 from omnivl.parts.decoder import GroundedBlock
-from omnivl.parts.embed import TextEmbedding, encoded_rows
+from omnivl.parts.embed import TextEmbedding, encoded_rows, num_encoded
 from omnivl.parts.join import JoinRows, Sides
 from omnivl.parts.linear import LayerNorm, draw_normal
 from omnivl.parts.padding import Padding
@@ -61,9 +61,7 @@ class MarkedEmbedding(TextEmbedding):
         if not marked:
             return super().forward(token_ids, dtype, start)
         words = F.embedding(token_ids[:, 1:], self.words)
-        words = torch.cat([self.mark.expand(len(words), 1, -1), words], dim=1)
-        x = self.norm(words + self.places()[: token_ids.shape[1]])
-        return F.dropout(x.to(dtype), self.dropout, self.training)
+        return self.placed(torch.cat([self.mark.expand(len(words), 1, -1), words], dim=1), dtype, start)
 
 
 class EmbedMixed(EmbedTowers):
@@ -116,9 +114,8 @@ class EmbedMixed(EmbedTowers):
         state = super().forward(state)
         made: dict[str, Tensor] = {}
         if layout.text:
-            apart = encoded_rows(layout, "text")
-            if apart.stop > apart.start:
-                made[f"{UNDERWAY}text"] = state["text"][apart]
+            if num_encoded(layout, "text"):
+                made[f"{UNDERWAY}text"] = state["text"][encoded_rows(layout, "text")]
             if layout.fused:
                 assert isinstance(self.block, Towers)
                 made["text_input"] = self.block.text(words_of(state, layout.text), self.dtype, marked=True)
@@ -154,7 +151,7 @@ class JoinWords(JoinRows):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a block advances; None for a group without rows.
+    """The rows that a block advances, and what they look at; None for a group without rows.
 
     Attributes:
         text: ``[R, L, D]``.
@@ -186,7 +183,7 @@ class Rows:
 
 
 class MixedBlock(GroundedBlock):
-    """One block, without the chain around it."""
+    """One block, without the chain around it. What it has beyond ``GroundedBlock`` is the writers' self-attention."""
 
     def __init__(self, sizes: Transformer, index: int, memory_size: int) -> None:
         """Builds the block.
@@ -223,37 +220,52 @@ class MixedBlock(GroundedBlock):
     def forward(self, rows: Rows) -> Rows:  # type: ignore[override]
         """Advances all rows."""
         text, fused, generation = rows.text, rows.fused, rows.generation
-        kv = None if rows.memory is None else self.project(rows.memory)
         if text is not None:
             text = self.read(text, rows.text_mask, rows.text_kept)
+        if fused is None and generation is None:
+            return replace(rows, text=text)
+        assert rows.memory is not None, "fused and generated rows look at visual features"
+        kv, seen = self.project(rows.memory), rows.memory_mask
         if fused is not None:
-            assert kv is not None, "fused rows look at visual features"
             padding = Padding.worth_dropping(rows.fused_mask, None)
-            x = fused if padding is None else padding.drop(fused)
-            x = self.leave(self.norm1, x, self.attention(self.enter(self.norm1, x), rows.fused_mask, False, padding))
-            y = self._after_self_attention(x, kv, rows.fused_memory, rows.memory_mask, rows.fused_mask, padding).y
-            fused = y if padding is None else padding.restore(y)
+            fused = self._grounded(fused, rows.fused_mask, padding, kv, rows.fused_memory, seen, writes=False)
         if generation is not None:
-            assert kv is not None, "generated rows look at visual features"
-            mask, seen, looked_at = rows.generation_mask, rows.memory_mask, rows.generation_memory
-            if looked_at is None and len(kv) > len(generation):  # rows of other replicas follow
+            if rows.generation_memory is None and len(kv) > len(generation):  # rows of other replicas follow
                 kv, seen = kv[: len(generation)], None if seen is None else seen[: len(generation)]
-            padding = Padding.worth_dropping(mask, rows.generation_kept)
-            x = generation if padding is None else padding.drop(generation)
-            attended = self.attention_written(self.enter(self.norm1_written, x), None, True, padding)
-            x = self.leave(self.norm1_written, x, attended)
-            y = self._after_self_attention(x, kv, looked_at, seen, mask, padding).y
-            generation = y if padding is None else padding.restore(y)
+            mask, padding = rows.generation_mask, Padding.worth_dropping(rows.generation_mask, rows.generation_kept)
+            generation = self._grounded(generation, mask, padding, kv, rows.generation_memory, seen, writes=True)
         return replace(rows, text=text, fused=fused, generation=generation)
 
     def read(self, x: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
         """Advances texts ``x [R, L, D]`` alone; see ``Rows``."""
         padding = Padding.worth_dropping(mask, kept)
-        x = x if padding is None else padding.drop(x)
-        x = self.leave(self.norm1, x, self.attention(self.enter(self.norm1, x), mask, False, padding))
+        x = self._attended(x if padding is None else padding.drop(x), mask, padding, writes=False)
         x, _ = self.feed(self.norm3, x, self.tokens(x, mask, padding))
         y: Tensor = self.norm_out(x)
         return y if padding is None else padding.restore(y)
+
+    def _grounded(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        padding: Padding | None,
+        kv: Tensor,
+        rows: Tensor | None,
+        memory_mask: Tensor | None,
+        *,
+        writes: bool,
+    ) -> Tensor:
+        """Advances texts ``x [R, L, D]`` beside visual features; see ``GroundedBlock.forward``."""
+        x = self._attended(x if padding is None else padding.drop(x), mask, padding, writes=writes)
+        y = self._after_self_attention(x, kv, rows, memory_mask, mask, padding).y
+        return y if padding is None else padding.restore(y)
+
+    def _attended(self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, writes: bool) -> Tensor:
+        """The stream after the self-attention of readers, or that of writers."""
+        if writes:
+            attended = self.attention_written(self.enter(self.norm1_written, x), None, True, padding)
+            return self.leave(self.norm1_written, x, attended)
+        return self.leave(self.norm1, x, self.attention(self.enter(self.norm1, x), mask, False, padding))
 
     def write(
         self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None, memory_mask: Tensor | None
@@ -264,14 +276,8 @@ class MixedBlock(GroundedBlock):
         return self._after_self_attention(x, kv, rows, memory_mask).y, past
 
 
-def read_rows(layout: StepLayout) -> int:
-    """How many texts are read alone."""
-    rows = encoded_rows(layout, "text")
-    return int(rows.stop - rows.start)
-
-
 class MixedLayer(StackBlock):
-    """A block in the chain, which runs it twice, and its momentum twin, which reads texts alone.
+    """A block in the chain, which runs it twice, and its momentum twin, which reads texts alone in the first pass.
 
     The first pass advances ``mixed/text``, which the last block leaves as ``text``; the second one ``fused`` and
     ``generation``. Row b of ``generation`` looks at row b of ``memory``, or at row ``generation_memory[b]``. If
@@ -309,20 +315,20 @@ class MixedLayer(StackBlock):
         return any(self.acts_on_pass(layout, number) for number in (0, 1))
 
     def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
-        """The first pass reads texts alone, the second has all rows beside pictures."""
+        """The first pass advances texts alone, the second one rows beside pictures."""
         if number > 0:
             return bool(layout.fused or layout.generation)
-        return bool(read_rows(layout))
+        return bool(num_encoded(layout, "text"))
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Operations on texts and their twins, in a second pass on fused and generated rows."""
+        """Operations on texts alone and their twins; in the second pass on fused and generated rows."""
         block, length = self.block, self.length
         assert isinstance(block, MixedBlock)
         tokens = length if tokens is None else tokens
         if number == 0:
             one = block.attention.flops(tokens, length) + tokens * block.slot_flops
             passes = self.backward.passes if texts_learn(layout) else 1
-            return one * (read_rows(layout) * passes + twin_rows(layout, "text"))
+            return one * (num_encoded(layout, "text") * passes + twin_rows(layout, "text"))
         seen = visual_positions(self.patches, layout)
         total = layout.batch_size * block.cross.project_flops(seen) * self.acts_on_pass(layout, 1)
         total += num_rows(layout.fused) * block.flops(tokens, length, seen)

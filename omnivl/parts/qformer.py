@@ -33,7 +33,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention, self_attention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
 from omnivl.parts.block import StackBlock
-from omnivl.parts.embed import encoded_rows
+from omnivl.parts.embed import encoded_rows, num_encoded
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.patches import num_patches
 from omnivl.parts.queries import UNDERWAY, gathers, queries_are_read, queries_learn, texts_learn
@@ -256,7 +256,7 @@ class QFormerLayer(StackBlock):
         """The first pass runs separate rows, the second joined ones."""
         if number > 0:
             return bool(layout.fused)
-        return gathers(layout) or self._num_texts(layout) > 0
+        return gathers(layout) or num_encoded(layout, "text") > 0
 
     def wanted(self, layout: StepLayout) -> Wanted:
         """The rows that are read after the block."""
@@ -283,7 +283,7 @@ class QFormerLayer(StackBlock):
             return self.backward.passes * (num_rows(layout.fused) * row + looked_at)
         size, texts = attention.qkv.in_features, attention.flops(length, length) + reading
         total = self.backward.passes * num_rows(layout.generation) * (texts + 4 * length * count * size)
-        total += self._num_texts(layout) * texts * (self.backward.passes if texts_learn(layout) else 1)
+        total += num_encoded(layout, "text") * texts * (self.backward.passes if texts_learn(layout) else 1)
         if gathers(layout):
             whole = projecting + images * (attention.flops(count, count) + querying)
             passes = self.backward.passes if queries_learn(layout) or layout.generation else 1
@@ -351,8 +351,3 @@ class QFormerLayer(StackBlock):
         words, past = block.write(groups["generation"], kv.index_select(0, state["cache/rows"]), state.get(past_name))
         kept = state.merged({past_name: past, cross_name: kv})
         return self._moved_on(kept, {"queries": queries, "generation": words})
-
-    def _num_texts(self, layout: StepLayout) -> int:
-        """Rows of texts alone."""
-        rows = encoded_rows(layout, "text")
-        return int(rows.stop - rows.start)
