@@ -23,7 +23,13 @@ from torch import Tensor
 from moe.ranges import Range
 from omnivl.architectures.albef_names import from_others
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+)
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -157,8 +163,7 @@ class ALBEF(Architecture):
         for name, stack in stacks.items():
             yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-        if self.vision.norm != "pre":
-            yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
+        yield from norm_misfits("vision", self.vision, "pre", repr(self.kind))
         if self.text.hidden_size != self.fusion.hidden_size:
             got, allowed = str(self.fusion.hidden_size), f"text.hidden_size {self.text.hidden_size}"
             yield Misfit(("fusion", "hidden_size"), got, allowed, "make them equal")

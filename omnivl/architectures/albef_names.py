@@ -7,15 +7,21 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Pixels, fold_pixels, read_json, read_pixels
-from omnivl.errors import ModelError
+from omnivl.architectures.bert_names import GROUNDED_BLOCK, TEXT_BLOCK
+from omnivl.architectures.foreign import (
+    CLIP_PIXELS,
+    OUR_PIXELS,
+    Pixels,
+    fold_pixels,
+    joined,
+    read_json,
+    read_pixels,
+    refuse_unmet,
+    unmet,
+)
 from omnivl.parts.sizes import Transformer
-
-Names = Iterator[tuple[str, tuple[str, ...]]]
-"""A parameter of ours, and the parameters of another library whose rows it concatenates."""
 
 _PATCHES, _WORDS, _POSITIONS = "embed.block.visual.patches", "embed.block.text.words", "embed.block.text.positions"
 _VISUAL_POSITIONS = "embed.block.visual.positions"
@@ -62,18 +68,11 @@ def from_others(
     layers = 0 if fusion is None else fusion.layers
     readers = {"text": text} | ({"fusion": fusion} if layers else {})
     _refuse_options(said, path, {"vit": {"vision": vision}, "bert": readers}.get(kind, {}))
-    pairs = list(_names(kind, bert, vision.layers, text.layers, layers))
-    found: dict[str, Tensor] = {}
-    for ours, parts in pairs:
-        if all(part in given for part in parts):
-            found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
-    taken = {part for ours, parts in pairs if ours in found for part in parts}
-    if bert + _TYPES in given and _POSITIONS in found:
-        found[_POSITIONS] = found[_POSITIONS] + given[bert + _TYPES][0]
-        taken.add(bert + _TYPES)
+    found, rest = joined(given, _names(kind, bert, vision.layers, text.layers, layers))
+    if _POSITIONS in found and (types := rest.pop(bert + _TYPES, None)) is not None:
+        found[_POSITIONS] = found[_POSITIONS] + types[0]
     usual = CLIP_PIXELS if kind == "albef" else OUR_PIXELS
-    found = _shaped(found, read_pixels(path, usual) if path.is_dir() else usual)
-    return found | {name: tensor for name, tensor in given.items() if name not in taken}
+    return shaped(found, read_pixels(path, usual) if path.is_dir() else usual) | rest
 
 
 def _as_bert(given: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
@@ -88,7 +87,7 @@ def _as_bert(given: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
     return found
 
 
-def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
+def shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
     """Converts shapes: tables without batch dimension, the convolution as a matrix, the temperature as log(1 / t)."""
     for name in _TABLES:
         if name in found:
@@ -105,33 +104,42 @@ def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
     return found
 
 
-def _names(kind: str, bert: str, vision_layers: int, text_layers: int, fusion_layers: int) -> Names:
+def _names(
+    kind: str, bert: str, vision_layers: int, text_layers: int, fusion_layers: int
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The parameters of a checkpoint of a kind; names of its BERT begin with ``bert``."""
     if kind == "albef":
-        yield from _ends(_TIMM)
-        for index in range(vision_layers):
-            yield from _ends(_TIMM_BLOCK, f"visual_{index:02d}.block.", f"visual_encoder.blocks.{index}.")
-        yield "contrast.logit_scale", ("temp",)
+        yield from released_tower(vision_layers)
     if kind == "vit":
-        yield from _ends(_VIT)
+        yield from ends(_VIT)
         for index in range(vision_layers):
-            yield from _ends(_VIT_BLOCK, f"visual_{index:02d}.block.", f"encoder.layer.{index}.")
+            yield from ends(_VIT_BLOCK, f"visual_{index:02d}.block.", f"encoder.layer.{index}.")
         return
     yield _WORDS, (f"{bert}embeddings.word_embeddings.weight",)
     yield _POSITIONS, (f"{bert}embeddings.position_embeddings.weight",)
-    yield from _ends({"embed.block.text.norm": ("embeddings.LayerNorm",)}, "", bert)
+    yield from ends({"embed.block.text.norm": ("embeddings.LayerNorm",)}, "", bert)
     for index in range(text_layers + fusion_layers):
         fuses = index >= text_layers
         ours = f"alignment_{index - text_layers:02d}" if fuses else f"text_{index:02d}"
-        parts = _FUSION_BLOCK if fuses else _TEXT_BLOCK
-        yield from _ends(parts, f"{ours}.block.", f"{bert}encoder.layer.{index}.")
+        parts = GROUNDED_BLOCK if fuses else TEXT_BLOCK
+        yield from ends(parts, f"{ours}.block.", f"{bert}encoder.layer.{index}.")
     head = bert.removesuffix("bert.") + "cls.predictions."
-    yield from _ends(_WORDS_HEAD, "losses.vocabulary.", head)
+    yield from ends(WORDS_HEAD, "losses.vocabulary.", head)
     yield "losses.vocabulary.decoder.weight", (f"{head}decoder.weight",)
     yield "losses.vocabulary.decoder.bias", (f"{head}bias",)
 
 
-def _ends(parts: Mapping[str, tuple[str, ...]], ours: str = "", theirs: str = "") -> Names:
+def released_tower(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The image encoder, projections, temperature and matching head in files of ALBEF's and BLIP's released code."""
+    yield from ends(_TIMM)
+    for index in range(layers):
+        yield from ends(_TIMM_BLOCK, f"visual_{index:02d}.block.", f"visual_encoder.blocks.{index}.")
+    yield "contrast.logit_scale", ("temp",)
+
+
+def ends(
+    parts: Mapping[str, tuple[str, ...]], ours: str = "", theirs: str = ""
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Weights and biases of linear maps and norms; tables as they are."""
     for name, others in parts.items():
         for end in ("",) if name in _TABLES else (".weight", ".bias"):
@@ -144,21 +152,15 @@ def _refuse_options(said: Mapping[str, object], path: Path, stacks: Mapping[str,
     Raises:
         ModelError: One line for each.
     """
-    lines = []
+    lines: list[str] = []
     for name, own in stacks.items():
         wanted = {
             "num_heads": said.get("num_attention_heads", own.num_heads),
             "activation": said.get("hidden_act", own.activation),
             "norm": "pre" if name == "vision" else "post",
         }
-        for option, value in wanted.items():
-            if (got := getattr(own, option)) != value:
-                lines.append(
-                    f"{path}: model.{name}.{option}: got {got!r}; allowed {value!r} with these weights; set it, or "
-                    "give other weights"
-                )
-    if lines:
-        raise ModelError("\n".join(lines))
+        lines += unmet(name, own, wanted)
+    refuse_unmet(path, lines)
 
 
 _TIMM: Mapping[str, tuple[str, ...]] = {
@@ -192,20 +194,4 @@ _VIT_BLOCK: Mapping[str, tuple[str, ...]] = {
     "ffn.fc1": ("intermediate.dense",),
     "ffn.fc2": ("output.dense",),
 }
-_TEXT_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "attention.qkv": tuple(f"attention.self.{part}" for part in ("query", "key", "value")),
-    "attention.out": ("attention.output.dense",),
-    "norm1": ("attention.output.LayerNorm",),
-    "ffn.fc1": ("intermediate.dense",),
-    "ffn.fc2": ("output.dense",),
-    "norm2": ("output.LayerNorm",),
-}
-_FUSION_BLOCK: Mapping[str, tuple[str, ...]] = {
-    **_TEXT_BLOCK,
-    "cross.q": ("crossattention.self.query",),
-    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
-    "cross.out": ("crossattention.output.dense",),
-    "norm2": ("crossattention.output.LayerNorm",),
-    "norm3": ("output.LayerNorm",),
-}
-_WORDS_HEAD: Mapping[str, tuple[str, ...]] = {"transform": ("transform.dense",), "norm": ("transform.LayerNorm",)}
+WORDS_HEAD: Mapping[str, tuple[str, ...]] = {"transform": ("transform.dense",), "norm": ("transform.LayerNorm",)}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from moe.config import DenseConfig
+from omnivl.architectures.bert_names import TEXT_BLOCK
 from omnivl.architectures.clip_names import image_processor
-from omnivl.architectures.foreign import OUR_PIXELS, Foreign, read_json, read_pixels
+from omnivl.architectures.foreign import OUR_PIXELS, Foreign, joined, read_json, read_pixels, stack_config
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.special_tokens import SpecialTokens
@@ -28,14 +29,6 @@ _POSITIONS, _SCALE = "embed.block.text.positions", "contrast.logit_scale"
 _TYPES = "text_model.embeddings.token_type_embeddings.weight"
 _NORM = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 _MAPS = {"embed.block.text.norm": "text_model.embeddings.LayerNorm", "contrast.text_projection": "text_projection"}
-_TEXT_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "attention.qkv": tuple(f"attention.self.{part}" for part in ("query", "key", "value")),
-    "attention.out": ("attention.output.dense",),
-    "norm1": ("attention.output.LayerNorm",),
-    "ffn.fc1": ("intermediate.dense",),
-    "ffn.fc2": ("output.dense",),
-    "norm2": ("output.LayerNorm",),
-}
 _CONVOLUTIONS = {"convolution": "depthwise_conv.depthwise_conv", "expand": "expansion.expand_conv"} | {
     "project": "projection.project_conv"
 }
@@ -70,7 +63,7 @@ def _names(blocks: Sequence[Convolved], text_layers: int) -> Names:
     yield _SCALE, ("temperature",)
     joint: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _MAPS.items()}
     for index in range(text_layers):
-        for part, others in _TEXT_BLOCK.items():
+        for part, others in TEXT_BLOCK.items():
             joint[f"text_{index:02d}.block.{part}"] = tuple(
                 f"text_model.encoder.layer.{index}.{other}" for other in others
             )
@@ -100,22 +93,15 @@ def from_transformers(
             f"{path}: got pixels normalised by mean {pixels.mean} and deviation {pixels.std}; allowed are 0.5 and 0.5, "
             "since convolutions pad with zeros; give other weights"
         )
-    pairs = list(_names(blocks, text_layers))
-    found: dict[str, Tensor] = {}
-    for ours, parts in pairs:
-        if all(part in weights for part in parts):
-            found[ours] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
-    taken = {part for ours, parts in pairs if ours in found for part in parts}
-    if _TYPES in weights and _POSITIONS in found:
-        found[_POSITIONS] = found[_POSITIONS] + weights[_TYPES][0]
-        taken.add(_TYPES)
+    found, rest = joined(weights, _names(blocks, text_layers))
+    if _POSITIONS in found and (types := rest.pop(_TYPES, None)) is not None:
+        found[_POSITIONS] = found[_POSITIONS] + types[0]
     for name, tensor in found.items():
         if tensor.dim() == 4 and tensor.shape[2:] == (1, 1):
             found[name] = tensor.flatten(1)
     if _SCALE in found:
         found[_SCALE] = -found[_SCALE].log().reshape(1)
-    counts = {name for name in weights if name.endswith(".num_batches_tracked")}
-    return found | {name: tensor for name, tensor in weights.items() if name not in taken | counts}
+    return found | {name: tensor for name, tensor in rest.items() if not name.endswith(".num_batches_tracked")}
 
 
 def to_transformers(
@@ -151,12 +137,7 @@ def to_transformers(
             "depthwise_padding": odd_sides(blocks),
         },
         "text_config": {
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.inner_size,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.num_heads,
-            "hidden_act": text.activation,
-            "layer_norm_eps": text.norm_eps,
+            **stack_config(text),
             "hidden_dropout_prob": text.dropout,
             **{"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.text_length},
             "pad_token_id": tokens.pad,

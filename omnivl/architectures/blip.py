@@ -19,18 +19,24 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.blip_names import from_others, from_starts, to_transformers
-from omnivl.architectures.foreign import Foreign
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits
+from omnivl.architectures.foreign import Foreign, refuse_stack, refuse_without_words
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    dense_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import Misfit, ModelError
+from omnivl.errors import Misfit
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.losses import Losses
 from omnivl.parts.mixed import EmbedMixed, JoinWords, MixedLayer
@@ -145,18 +151,9 @@ class BLIP(Architecture):
         Raises:
             ModelError: The model has an option that the class lacks, or no head on words.
         """
-        for name, stack, norm in (("vision", self.vision, "pre"), ("text", self.text, "post")):
-            if not isinstance(stack.ffn, DenseConfig) or stack.layer_scale_init is not None or stack.norm != norm:
-                raise ModelError(
-                    f"model.{name}: got {stack.ffn.kind!r} feed-forward layers, layer_scale_init "
-                    f"{stack.layer_scale_init} and norm {stack.norm!r}; allowed are 'dense' ones, null and {norm!r} "
-                    "for transformers' BlipForConditionalGeneration; leave --format out"
-                )
-        if "losses.vocabulary.decoder.weight" not in chain.state_dict():
-            raise ModelError(
-                "the stage has no head on words, which transformers' BlipForConditionalGeneration needs; allowed are "
-                "stages with the objective 'lm'; export one of these, or leave --format out"
-            )
+        refuse_stack("vision", self.vision, "pre", "BlipForConditionalGeneration")
+        refuse_stack("text", self.text, "post", "BlipForConditionalGeneration")
+        refuse_without_words(chain, "BlipForConditionalGeneration")
         return to_transformers(self.patches, self.vision, self.text, chain, tokens)
 
     def misfits(self) -> Iterator[Misfit]:
@@ -166,12 +163,9 @@ class BLIP(Architecture):
         for name, stack in (("vision", self.vision), ("text", self.text)):
             yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-        if self.vision.norm != "pre":
-            yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
+        yield from norm_misfits("vision", self.vision, "pre", repr(self.kind))
         yield from reading_misfits("text", self.text)
-        if not isinstance(self.text.ffn, DenseConfig):
-            got, change = repr(self.text.ffn.kind), "set it to 'dense'; vision may have experts"
-            yield Misfit(("text", "ffn", "kind"), got, "'dense' in 'blip'", change)
+        yield from dense_misfits("text", self.text, repr(self.kind), "; vision may have experts")
 
 
 BLIP.presets = {

@@ -1,97 +1,102 @@
 """Weights of BLIP's released code and of transformers' classes of BLIP under our names, and back to the latter."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from omnivl.architectures.albef_names import WORDS_HEAD, ends, released_tower, shaped
 from omnivl.architectures.albef_names import from_others as from_vit_or_bert
+from omnivl.architectures.bert_names import GROUNDED_BLOCK
 from omnivl.architectures.clip_names import image_processor
-from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Foreign, fold_pixels, read_json, read_pixels
+from omnivl.architectures.foreign import (
+    CLIP_PIXELS,
+    Foreign,
+    divided,
+    joined,
+    read_json,
+    read_pixels,
+    refuse_unmet,
+    stack_config,
+    unmet,
+)
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import ModelError
 from omnivl.parts.sizes import Patches, Transformer
 
-Names = Iterator[tuple[str, tuple[str, ...]]]
-"""A parameter of ours, and the parameters of the class whose rows it concatenates."""
-
-_PATCHES, _WORDS = "embed.block.visual.patches", "embed.block.text.words"
-_MARK = "embed.block.text.mark"
-_TABLES = {
-    "embed.block.visual.class_token": "vision_model.embeddings.class_embedding",
-    "embed.block.visual.positions": "vision_model.embeddings.position_embedding",
+_WORDS, _MARK = "embed.block.text.words", "embed.block.text.mark"
+_CLASS_TOKEN, _POSITIONS = "embed.block.visual.class_token", "embed.block.visual.positions"
+_PATCHES = "embed.block.visual.patches"
+_TOWER: Mapping[str, tuple[str, ...]] = {
+    _CLASS_TOKEN: ("embeddings.class_embedding",),
+    _POSITIONS: ("embeddings.position_embedding",),
+    _PATCHES: ("embeddings.patch_embedding",),
+    "visual_norm.block": ("post_layernorm",),
 }
-_TOWER = {
-    _PATCHES: "vision_model.embeddings.patch_embedding",
-    "visual_norm.block": "vision_model.post_layernorm",
-    "contrast.visual_projection": "vision_proj",
-    "contrast.text_projection": "text_proj",
-    "losses.heads.vlm.output": "itm_head",
+_TOWER_BLOCK: Mapping[str, tuple[str, ...]] = {
+    "norm1": ("layer_norm1",),
+    "attention.qkv": ("self_attn.qkv",),
+    "attention.out": ("self_attn.projection",),
+    "norm2": ("layer_norm2",),
+    "ffn.fc1": ("mlp.fc1",),
+    "ffn.fc2": ("mlp.fc2",),
 }
-_TOWER_BLOCK = {
-    "norm1": "layer_norm1",
-    "attention.qkv": "self_attn.qkv",
-    "attention.out": "self_attn.projection",
-    "norm2": "layer_norm2",
-    "ffn.fc1": "mlp.fc1",
-    "ffn.fc2": "mlp.fc2",
+_COMPARES: Mapping[str, tuple[str, ...]] = {
+    "contrast.visual_projection": ("vision_proj",),
+    "contrast.text_projection": ("text_proj",),
+    "losses.heads.vlm.output": ("itm_head",),
 }
-_SHARED = {
-    "cross.q": ("crossattention.self.query",),
-    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
-    "cross.out": ("crossattention.output.dense",),
-    "norm2": ("crossattention.output.LayerNorm",),
-    "ffn.fc1": ("intermediate.dense",),
-    "ffn.fc2": ("output.dense",),
-    "norm3": ("output.LayerNorm",),
-}
-_HEAD = {"transform": "transform.dense", "norm": "transform.LayerNorm", "decoder": "decoder"}
+_BERTS = {False: "text_encoder.", True: "text_decoder.bert."}
+"""Where the blocks on texts stand, by whether they write."""
+_HEAD = "text_decoder.cls.predictions."
+_TELLING = "encoder.layer.0.crossattention.self.query.weight"
+"""A name behind that of each BERT with cross-attention."""
 
 
-def _own(suffix: str) -> dict[str, tuple[str, ...]]:
-    """Self-attention, which readers and writers have each: our names end with ``suffix``."""
-    return {
-        f"attention{suffix}.qkv": tuple(f"attention.self.{part}" for part in ("query", "key", "value")),
-        f"attention{suffix}.out": ("attention.output.dense",),
-        f"norm1{suffix}": ("attention.output.LayerNorm",),
-    }
-
-
-def names(vision_layers: int, text_layers: int, *, writes: bool) -> Names:
-    """Each parameter of ours with those of ``BlipForImageTextRetrieval``, or of ``BlipForConditionalGeneration``.
+def names(
+    vision_layers: int, text_layers: int, *, writes: bool, released: bool = False
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each parameter of ours with the parameters whose rows it concatenates.
 
     Args:
         vision_layers: Blocks of the image encoder.
         text_layers: Blocks on texts.
-        writes: Which class: the second.
+        writes: Whether they are those of ``BlipForConditionalGeneration``; else of ``BlipForImageTextRetrieval``.
+        released: Whether names are the released code's, which differ in what texts do not pass.
     """
-    yield from ((ours, (theirs,)) for ours, theirs in _TABLES.items())
-    bert = "text_decoder.bert." if writes else "text_encoder."
+    if released:
+        yield from released_tower(vision_layers)
+    else:
+        yield from ends(_TOWER, "", "vision_model.")
+        for index in range(vision_layers):
+            yield from ends(_TOWER_BLOCK, f"visual_{index:02d}.block.", f"vision_model.encoder.layers.{index}.")
+        if not writes:
+            yield from ends(_COMPARES)
+    bert = _BERTS[writes]
     yield _WORDS, (f"{bert}embeddings.word_embeddings.weight",)
     yield "embed.block.text.positions", (f"{bert}embeddings.position_embeddings.weight",)
-    maps: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _TOWER.items()}
-    for index in range(vision_layers):
-        for ours, one in _TOWER_BLOCK.items():
-            maps[f"visual_{index:02d}.block.{ours}"] = (f"vision_model.encoder.layers.{index}.{one}",)
-    maps["embed.block.text.norm"] = (f"{bert}embeddings.LayerNorm",)
+    yield from ends({"embed.block.text.norm": ("embeddings.LayerNorm",)}, "", bert)
+    block = {_written(ours) if writes else ours: parts for ours, parts in GROUNDED_BLOCK.items()}
     for index in range(text_layers):
-        for ours, parts in (_own("_written" if writes else "") | _SHARED).items():
-            maps[f"mixed_{index:02d}.block.{ours}"] = tuple(f"{bert}encoder.layer.{index}.{part}" for part in parts)
+        yield from ends(block, f"mixed_{index:02d}.block.", f"{bert}encoder.layer.{index}.")
     if writes:
-        maps |= {f"losses.vocabulary.{ours}": (f"text_decoder.cls.predictions.{one}",) for ours, one in _HEAD.items()}
-    for ours, parts in maps.items():
-        for ending in ("weight", "bias"):
-            yield f"{ours}.{ending}", tuple(f"{part}.{ending}" for part in parts)
+        yield from ends({**WORDS_HEAD, "decoder": ("decoder",)}, "losses.vocabulary.", _HEAD)
+
+
+def _written(name: str) -> str:
+    """The writers' name of a block's parameter: they have a self-attention of their own, and the norm after it."""
+    part, dot, rest = name.partition(".")
+    return f"{part}_written{dot}{rest}" if part in ("attention", "norm1") else name
 
 
 def from_others(
     weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer
 ) -> dict[str, Tensor] | None:
     """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
+
+    A different normalisation of pixels is folded into the patch embedding. The last row of the readers' word embedding
+    is [ENC]'s as well.
 
     Args:
         weights: By the names of a class, or of the released code.
@@ -105,40 +110,23 @@ def from_others(
     Raises:
         ModelError: Options of ours compute something else.
     """
-    given = _as_transformers(weights) if "visual_encoder.cls_token" in weights else dict(weights)
-    berts = {False: "text_encoder.", True: "text_decoder.bert."}
-    kinds = [writes for writes, bert in berts.items() if f"{bert}{_TOLD}" in given]
-    if not kinds or "vision_model.embeddings.class_embedding" not in given:
+    kinds = [writes for writes, bert in _BERTS.items() if bert + _TELLING in weights]
+    released = "visual_encoder.cls_token" in weights
+    if not kinds or not (released or "vision_model.embeddings.class_embedding" in weights):
         return None
-    said = read_json(path / "config.json") if path.is_dir() else {}
-    if unmet := list(_unmet(said, vision, text)):
-        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
-    head = "text_decoder.cls.predictions."
-    if True in kinds:  # tied there, so that files may lack them
-        given.setdefault(f"{head}decoder.weight", given[f"{berts[True]}embeddings.word_embeddings.weight"])
-        if f"{head}bias" in given:
-            bias = given.pop(f"{head}bias")
-            given.setdefault(f"{head}decoder.bias", bias)
+    refuse_unmet(path, _unmet(read_json(path / "config.json") if path.is_dir() else {}, vision, text))
+    rest = dict(weights)
+    if (bias := rest.pop(f"{_HEAD}bias", None)) is not None:  # under both of its names, or under one
+        rest.setdefault(f"{_HEAD}decoder.bias", bias)
     found: dict[str, Tensor] = {}
-    taken: set[str] = set()
     for writes in kinds:
-        for ours, parts in names(vision.layers, text.layers, writes=writes):
-            if all(part in given for part in parts):
-                found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
-                taken.update(parts)
-    if "temp" in given:
-        found["contrast.logit_scale"] = -given["temp"].log().reshape(1)
-        taken.add("temp")
-    for name in _TABLES:
-        if name in found:
-            found[name] = found[name].flatten(0, -2) if name.endswith("positions") else found[name].flatten()
+        own, _ = joined(rest, names(vision.layers, text.layers, writes=writes, released=released))
+        found |= own
+    for writes in kinds:
+        _, rest = joined(rest, names(vision.layers, text.layers, writes=writes, released=released))
     if False in kinds:
         found[_MARK] = found[_WORDS][-1]
-    weight, bias = found[f"{_PATCHES}.weight"].flatten(1), found[f"{_PATCHES}.bias"]
-    pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
-    folded = (weight, bias) if pixels == OUR_PIXELS else fold_pixels(weight, bias, pixels)
-    found[f"{_PATCHES}.weight"], found[f"{_PATCHES}.bias"] = folded
-    return found | {name: tensor for name, tensor in given.items() if name not in taken}
+    return shaped(found, read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)) | rest
 
 
 def from_starts(
@@ -160,7 +148,7 @@ def from_starts(
     """
     if any(name.startswith("visual_encoder.") for name in weights):
         return None
-    given = from_vit_or_bert(weights, path, vision, text, replace(text, layers=0))
+    given = from_vit_or_bert(weights, path, vision, text, None)
     if given is None:
         return None
     found: dict[str, Tensor] = {}
@@ -170,43 +158,9 @@ def from_starts(
             found[name] = tensor
             continue
         block = f"{stack.replace('text_', 'mixed_')}.block."
-        part, dot, ending = rest.partition(".")
-        found[block + ("norm3" if part == "norm2" else part) + dot + ending] = tensor
-        if part in ("attention", "norm1"):
-            found[f"{block}{part}_written{dot}{ending}"] = tensor
+        part = rest.replace("norm2.", "norm3.")  # ours has cross-attention before it
+        found[block + part] = found[block + _written(part)] = tensor
     return found
-
-
-def _as_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file of the released code by the names of transformers' classes; other tensors keep theirs."""
-    return {_renamed(name): tensor for name, tensor in weights.items()}
-
-
-def _renamed(name: str) -> str:
-    if not name.startswith("visual_encoder."):
-        return name
-    rest = name.removeprefix("visual_encoder.")
-    if not rest.startswith("blocks."):
-        stem = next((one for one in _RELEASED if rest == one or rest.startswith(f"{one}.")), None)
-        return name if stem is None else _RELEASED[stem] + rest.removeprefix(stem)
-    _, index, part = rest.split(".", 2)
-    stem, _, ending = part.rpartition(".")
-    return f"vision_model.encoder.layers.{index}.{_RELEASED_BLOCK.get(stem, stem)}.{ending}"
-
-
-_RELEASED = {
-    "cls_token": "vision_model.embeddings.class_embedding",
-    "pos_embed": "vision_model.embeddings.position_embedding",
-    "patch_embed.proj": "vision_model.embeddings.patch_embedding",
-    "norm": "vision_model.post_layernorm",
-}
-_RELEASED_BLOCK = {
-    "norm1": "layer_norm1",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-    "norm2": "layer_norm2",
-}
-_TOLD = "encoder.layer.0.crossattention.self.query.weight"
 
 
 def to_transformers(
@@ -214,26 +168,21 @@ def to_transformers(
 ) -> Foreign:
     """A chain of dense stacks with a head on words as ``BlipForConditionalGeneration``."""
     own = {name: tensor.detach() for name, tensor in chain.state_dict().items()}
-    pairs = [pair for pair in names(vision.layers, text.layers, writes=True) if pair[0] not in _UNPLACED]
-    own[f"{_PATCHES}.weight"] = own[f"{_PATCHES}.weight"].view(
-        vision.hidden_size, 3, sizes.patch_size, sizes.patch_size
-    )
-    own["embed.block.visual.class_token"] = own["embed.block.visual.class_token"][None, None]
-    own["embed.block.visual.positions"] = own["embed.block.visual.positions"][None]
-    weights: dict[str, Tensor] = {}
-    for ours, parts in pairs:
-        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
-        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
-    weights["text_decoder.cls.predictions.bias"] = own["losses.vocabulary.decoder.bias"].clone()
+    side = sizes.patch_size
+    own[f"{_PATCHES}.weight"] = own[f"{_PATCHES}.weight"].view(vision.hidden_size, 3, side, side)
+    own[_CLASS_TOKEN], own[_POSITIONS] = own[_CLASS_TOKEN][None, None], own[_POSITIONS][None]
+    pairs = list(names(vision.layers, text.layers, writes=True))
+    weights = divided(own, pairs)
+    weights[f"{_HEAD}bias"] = own["losses.vocabulary.decoder.bias"].clone()
     marks = {"bos_token_id": tokens.decode, "sep_token_id": tokens.sep, "eos_token_id": tokens.sep}
     config: dict[str, Any] = {
         "model_type": "blip",
         "vision_config": {
-            **_stack_config(vision),
-            **{"model_type": "blip_vision_model", "image_size": sizes.image_size, "patch_size": sizes.patch_size},
+            **stack_config(vision),
+            **{"model_type": "blip_vision_model", "image_size": sizes.image_size, "patch_size": side},
         },
         "text_config": {
-            **_stack_config(text),
+            **stack_config(text),
             **{"model_type": "blip_text_model", "vocab_size": len(own[_WORDS]), "is_decoder": True},
             **{"max_position_embeddings": len(own["embed.block.text.positions"]), "pad_token_id": tokens.pad},
             **{"hidden_dropout_prob": text.dropout, "attention_probs_dropout_prob": 0.0, "tie_word_embeddings": False},
@@ -246,39 +195,22 @@ def to_transformers(
     return Foreign("BlipForConditionalGeneration", config, weights, image_processor(sizes.image_size), left)
 
 
-_UNPLACED = {
-    f"{ours}.{ending}"
-    for ours in ("contrast.visual_projection", "contrast.text_projection", "losses.heads.vlm.output")
-    for ending in ("weight", "bias")
-}
-
-
-def _stack_config(stack: Transformer) -> dict[str, Any]:
-    return {
-        "hidden_size": stack.hidden_size,
-        "intermediate_size": stack.inner_size,
-        "num_hidden_layers": stack.layers,
-        "num_attention_heads": stack.num_heads,
-        "hidden_act": stack.activation,
-        "layer_norm_eps": stack.norm_eps,
-    }
-
-
 def _unmet(said: Mapping[str, Any], vision: Transformer, text: Transformer) -> Iterator[str]:
-    """Options that the weights need and shapes do not show, as unfinished messages; none if nothing is known."""
+    """Options that the weights need and shapes do not show, as unfinished messages.
+
+    Args:
+        said: Content of ``config.json``; missing fields have the class's defaults. Empty: nothing is known.
+        vision: Our image encoder.
+        text: Our blocks on texts.
+    """
     if not said:
         return
-    given = {
-        "vision": (vision, said.get("vision_config", {}), {"num_heads": 12, "norm_eps": 1e-5, "norm": "pre"}),
-        "text": (text, said.get("text_config", {}), {"num_heads": 8, "norm_eps": 1e-12, "norm": "post"}),
-    }
-    for name, (own, config, usual) in given.items():
+    for name, own, heads, eps, norm in (("vision", vision, 12, 1e-5, "pre"), ("text", text, 8, 1e-12, "post")):
+        config = said.get(f"{name}_config", {})
         wanted = {
-            "num_heads": config.get("num_attention_heads", usual["num_heads"]),
+            "num_heads": config.get("num_attention_heads", heads),
             "activation": config.get("hidden_act", "gelu"),
-            "norm_eps": config.get("layer_norm_eps", usual["norm_eps"]),
-            "norm": usual["norm"],
+            "norm_eps": config.get("layer_norm_eps", eps),
+            "norm": norm,
         }
-        for option, value in wanted.items():
-            if (got := getattr(own, option)) != value:
-                yield f"model.{name}.{option}: got {got!r}; allowed {value!r} with these weights"
+        yield from unmet(name, own, wanted)

@@ -15,12 +15,16 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip_names import from_transformers, to_transformers, unmet_options
-from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
-from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
+from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels, refuse_stack, refuse_unmet
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    divisions,
+    norm_misfits,
+    stack_misfits,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
@@ -132,8 +136,7 @@ class CLIP(Architecture):
         if "vision_model.pre_layrnorm.weight" not in weights:
             return None
         config = read_json(path / "config.json") if path.is_dir() else {}
-        if unmet := unmet_options(config, self.vision, self.text):
-            raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+        refuse_unmet(path, unmet_options(config, self.vision, self.text))
         return from_transformers(weights, read_pixels(path, CLIP_PIXELS))
 
     def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign:
@@ -143,12 +146,7 @@ class CLIP(Architecture):
             ModelError: The towers have an option that the class lacks, or the class would not find the end token's id.
         """
         for name, tower in (("vision", self.vision), ("text", self.text)):
-            if not isinstance(tower.ffn, DenseConfig) or tower.layer_scale_init is not None:
-                raise ModelError(
-                    f"model.{name}: got {tower.ffn.kind!r} feed-forward layers and layer_scale_init "
-                    f"{tower.layer_scale_init}; allowed are 'dense' ones and null for transformers' CLIPModel; leave "
-                    "--format out"
-                )
+            refuse_stack(name, tower, "pre", "CLIPModel")
         if tokens.sep == 2:
             raise ModelError(
                 "tokenizer: got the end token id 2, at which transformers' CLIPModel takes the largest id of a text; "
@@ -163,8 +161,7 @@ class CLIP(Architecture):
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, tower in towers.items():
             yield from stack_misfits(name, tower)
-            if tower.norm != "pre":
-                yield Misfit((name, "norm"), repr(tower.norm), "'pre'", "set it to 'pre'")
+            yield from norm_misfits(name, tower, "pre", repr(self.kind))
             yield from activation_misfits(name, tower)
         for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
             if (value := getattr(self.text, option)) != still:

@@ -4,12 +4,26 @@ Shapes: D hidden size, P projection size, p side of a patch.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omnivl.architectures.foreign import OUR_PIXELS, Foreign, Pixels, fold_pixels
+from omnivl.architectures.foreign import (
+    CLIP_PIXELS,
+    OUR_PIXELS,
+    Foreign,
+    Pixels,
+    divided,
+    fold_pixels,
+    joined,
+    read_json,
+    read_pixels,
+    refuse_unmet,
+    stack_config,
+    unmet,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.special_tokens import SpecialTokens
@@ -69,12 +83,8 @@ def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str
         pixels: How the checkpoint's pixels are normalised.
     """
     depths = [1 + max((_block(name, tower) for name in weights), default=-1) for tower in _TOWERS.values()]
-    found: dict[str, Tensor] = {}
-    for ours, parts in names(*depths):
-        if all(part in weights for part in parts):
-            found[ours] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
-    taken = {part for ours, parts in names(*depths) if ours in found for part in parts}
-    found |= {name: tensor for name, tensor in weights.items() if name not in taken}
+    found, rest = joined(weights, names(*depths))
+    found |= rest
     if "contrast.logit_scale" in found:
         found["contrast.logit_scale"] = found["contrast.logit_scale"].reshape(1)
     found[_PATCHES] = found[_PATCHES].flatten(1)
@@ -96,50 +106,70 @@ def to_transformers(
     assert isinstance(project, Project)
     own["contrast.logit_scale"] = project.scale().detach().log()
     own[_PATCHES] = own[_PATCHES].view(vision.hidden_size, 3, sizes.patch_size, sizes.patch_size)
-    weights: dict[str, Tensor] = {}
-    for ours, parts in names(vision.layers, text.layers):
-        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
-        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    weights = divided(own, names(vision.layers, text.layers))
     ends = {"pad_token_id": tokens.pad, "bos_token_id": tokens.cls, "eos_token_id": tokens.sep}
     config = {
         "model_type": "clip",
         "projection_dim": sizes.projection_size,
         "vision_config": {
-            **_tower_config(vision, sizes.projection_size),
-            **{"image_size": image_size, "patch_size": sizes.patch_size},
+            **stack_config(vision),
+            **{"projection_dim": sizes.projection_size, "image_size": image_size, "patch_size": sizes.patch_size},
         },
         "text_config": {
-            **_tower_config(text, sizes.projection_size),
-            **{"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.text_length, **ends},
+            **stack_config(text),
+            **{"projection_dim": sizes.projection_size, "vocab_size": sizes.vocab_size},
+            **{"max_position_embeddings": sizes.text_length, **ends},
         },
     }
     heads = tuple(name for name, _ in chain.named_parameters() if name.startswith("losses."))
     return Foreign("CLIPModel", config, weights, image_processor(image_size), heads)
 
 
-def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer) -> list[str]:
+def tower_from_clip(weights: Mapping[str, Tensor], path: Path, vision: Transformer) -> dict[str, Tensor] | None:
+    """CLIP's image tower alone under our names, for architectures that start from it.
+
+    Args:
+        weights: By the names of ``CLIPModel`` or ``CLIPVisionModel``.
+        path: The folder or file.
+        vision: Our image encoder.
+
+    Returns:
+        None if the weights are of no CLIP.
+
+    Raises:
+        ModelError: Options of ours compute something else.
+    """
+    start = "vision_model."
+    if "embeddings.class_embedding" in weights:  # ``CLIPVisionModel``
+        weights = {start + name: tensor for name, tensor in weights.items()}
+    if "vision_model.pre_layrnorm.weight" not in weights:
+        return None
+    said = read_json(path / "config.json") if path.is_dir() else {}
+    refuse_unmet(path, unmet_options(said, vision, None))
+    tower = {name: tensor for name, tensor in weights.items() if name.startswith(start)}
+    return from_transformers(tower, read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS))
+
+
+def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer | None) -> list[str]:
     """Options that the towers need to compute the same as a ``CLIPModel``.
 
     Args:
         config: Content of its ``config.json``; missing fields have the class's defaults.
         vision: Our image tower.
-        text: Our text tower.
+        text: Our text tower; None if it is not asked for.
     """
     found: list[str] = []
     for name, tower, heads in (("vision", vision, 12), ("text", text, 8)):
+        if tower is None:
+            continue
         said = config.get(f"{name}_config", config if config.get("model_type") == f"clip_{name}_model" else {})
-        activation = said.get("hidden_act", "quick_gelu")
         wanted = {
-            "activation": (tower.activation, activation),
-            "norm_eps": (tower.norm_eps, said.get("layer_norm_eps", 1e-5)),
+            "activation": said.get("hidden_act", "quick_gelu"),
+            "norm_eps": said.get("layer_norm_eps", 1e-5),
         }
         if config:  # a weight file alone does not tell the number of heads
-            wanted["num_heads"] = (tower.num_heads, said.get("num_attention_heads", heads))
-        found += [
-            f"model.{name}.{option}: got {own}; allowed {value} with these weights"
-            for option, (own, value) in wanted.items()
-            if own != value
-        ]
+            wanted["num_heads"] = said.get("num_attention_heads", heads)
+        found += unmet(name, tower, wanted)
     return found
 
 
@@ -147,18 +177,6 @@ def _block(name: str, tower: str) -> int:
     """Index of the block of a tower that a parameter of ``CLIPModel`` belongs to; -1 for others."""
     start = f"{tower}.encoder.layers."
     return int(name.removeprefix(start).partition(".")[0]) if name.startswith(start) else -1
-
-
-def _tower_config(tower: Transformer, projection_size: int) -> dict[str, Any]:
-    return {
-        "hidden_size": tower.hidden_size,
-        "intermediate_size": tower.inner_size,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.num_heads,
-        "hidden_act": tower.activation,
-        "layer_norm_eps": tower.norm_eps,
-        "projection_dim": projection_size,
-    }
 
 
 def image_processor(image_size: int) -> dict[str, Any]:

@@ -24,7 +24,14 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
 from omnivl.architectures.coca_names import from_open_clip
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+    twin_misfits,
+)
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
@@ -168,8 +175,7 @@ class CoCa(Architecture):
             if name != "multimodal" or stack.layers:  # without it there are no captions
                 yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-            if stack.norm != "pre":
-                yield Misfit((name, "norm"), repr(stack.norm), "'pre'", "set it to 'pre'")
+            yield from norm_misfits(name, stack, "pre", repr(self.kind))
         size = self.text.hidden_size
         yield from divisions({"text.hidden_size": (size, "pooler_heads", self.pooler_heads)})
         if self.multimodal.hidden_size != size:

@@ -16,13 +16,19 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
+from omnivl.architectures.clip_names import tower_from_clip
 from omnivl.architectures.foreign import read_json
-from omnivl.architectures.git_names import tower_of_clip
-from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.misfits import (
+    dense_misfits,
+    divisions,
+    language_misfits,
+    norm_misfits,
+    stack_misfits,
+    twin_misfits,
+)
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import TextInput
@@ -144,7 +150,7 @@ class Flamingo(Architecture):
             said = read_json(path / "config.json") if path.is_dir() else {}
             refuse_options_of_opt(said, self.language, path)
             return language_from_opt(weights)
-        return tower_of_clip(weights, path, self.vision)
+        return tower_from_clip(weights, path, self.vision)
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
@@ -161,11 +167,8 @@ def reader_misfits(vision: Transformer, image_size: int, patch_size: int) -> Ite
     """Options of a vision encoder, a configuration's field ``vision``, that do not fit together."""
     yield from divisions({"image_size": (image_size, "patch_size", patch_size)})
     yield from stack_misfits("vision", vision)
-    if vision.norm != "pre":
-        yield Misfit(("vision", "norm"), repr(vision.norm), "'pre'", "set it to 'pre'")
-    if not isinstance(vision.ffn, DenseConfig):
-        got = repr(vision.ffn.kind)
-        yield Misfit(("vision", "ffn", "kind"), got, "'dense' before a frozen language model", "set it to 'dense'")
+    yield from norm_misfits("vision", vision, "pre", "a frozen encoder")
+    yield from dense_misfits("vision", vision, "a frozen encoder")
 
 
 def _small(width: int, heads: int, layers: int) -> Transformer:

@@ -19,7 +19,14 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.flava_names import from_transformers, refuse_options, refuse_shape, to_transformers
 from omnivl.architectures.foreign import Foreign
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+    twin_misfits,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
@@ -155,8 +162,7 @@ class FLAVA(Architecture):
             stack = getattr(self, name)
             yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-            if stack.norm != "pre":
-                yield Misfit((name, "norm"), repr(stack.norm), "'pre' in 'flava'", "set it to 'pre'")
+            yield from norm_misfits(name, stack, "pre", repr(self.kind))
         if self.fusion.activation != "gelu":
             yield Misfit(("fusion", "activation"), repr(self.fusion.activation), "'gelu' there", "set it to 'gelu'")
         if self.text.hidden_size != self.fusion.hidden_size:

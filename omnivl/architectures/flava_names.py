@@ -10,13 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.config import DenseConfig
 from omnivl.architectures.clip_names import image_processor
-from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Foreign, fold_pixels, read_json, read_pixels
+from omnivl.architectures.foreign import (
+    CLIP_PIXELS,
+    OUR_PIXELS,
+    Foreign,
+    divided,
+    fold_pixels,
+    joined,
+    read_json,
+    read_pixels,
+    refuse_stack,
+    refuse_unmet,
+    stack_config,
+    unmet,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import ModelError
 from omnivl.parts.project import Project
 from omnivl.parts.sizes import Transformer
 
@@ -123,15 +134,9 @@ def from_transformers(weights: Mapping[str, Tensor], path: Path, layers: Mapping
     for head in _HEADS.values():  # the bias of the last map under both of its names, or under one
         if (bias := given.pop(f"{head}.bias", None)) is not None:
             given.setdefault(f"{head}.decoder.bias", bias)
-    pairs = [*_names(layers), *_heads()]
-    found: dict[str, Tensor] = {}
-    for ours, parts in pairs:
-        if all(part in given for part in parts):
-            found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
-    taken = {part for ours, parts in pairs if ours in found for part in parts}
-    if _TYPES in given and _POSITIONS in found:
-        found[_POSITIONS] = found[_POSITIONS] + given[_TYPES][0]
-        taken.add(_TYPES)
+    found, rest = joined(given, [*_names(layers), *_heads()])
+    if _POSITIONS in found and (types := rest.pop(_TYPES, None)) is not None:
+        found[_POSITIONS] = found[_POSITIONS] + types[0]
     for name in _FLAT:
         if name in found:
             found[name] = found[name].flatten()
@@ -144,7 +149,7 @@ def from_transformers(weights: Mapping[str, Tensor], path: Path, layers: Mapping
         folded = found[f"{_PATCHES}.weight"].flatten(1), found[f"{_PATCHES}.bias"]
         folded = folded if pixels == OUR_PIXELS else fold_pixels(*folded, pixels)
         found[f"{_PATCHES}.weight"], found[f"{_PATCHES}.bias"] = folded
-    return found | {name: tensor for name, tensor in given.items() if name not in taken}
+    return found | rest
 
 
 def to_transformers(
@@ -169,10 +174,7 @@ def to_transformers(
     for name in _FLAT:
         own[name] = own[name][None, None]
     own["embed.block.visual.positions"] = own["embed.block.visual.positions"][None]
-    weights: dict[str, Tensor] = {}
-    for ours, parts in _names({"vision": vision.layers, "text": text.layers, "fusion": fusion.layers}):
-        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
-        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    weights = divided(own, _names({"vision": vision.layers, "text": text.layers, "fusion": fusion.layers}))
     weights[_TYPES] = torch.zeros(2, text.hidden_size)
     for model, stack in (("image_model", vision), ("text_model", text)):
         weights[f"{model}.pooler.dense.weight"] = torch.eye(stack.hidden_size)
@@ -195,15 +197,7 @@ def to_transformers(
 
 
 def _config(stack: Transformer) -> dict[str, Any]:
-    return {
-        "hidden_size": stack.hidden_size,
-        "intermediate_size": stack.inner_size,
-        "num_hidden_layers": stack.layers,
-        "num_attention_heads": stack.num_heads,
-        "hidden_act": stack.activation,
-        "layer_norm_eps": stack.norm_eps,
-        "hidden_dropout_prob": stack.dropout,
-    }
+    return stack_config(stack) | {"hidden_dropout_prob": stack.dropout}
 
 
 def refuse_shape(stacks: Mapping[str, Transformer]) -> None:
@@ -213,12 +207,7 @@ def refuse_shape(stacks: Mapping[str, Transformer]) -> None:
         ModelError: One of them has experts, or LayerScale.
     """
     for name, stack in stacks.items():
-        if not isinstance(stack.ffn, DenseConfig) or stack.layer_scale_init is not None:
-            raise ModelError(
-                f"model.{name}: got {stack.ffn.kind!r} feed-forward layers and layer_scale_init "
-                f"{stack.layer_scale_init}; allowed are 'dense' ones and null for transformers' FlavaModel; leave "
-                "--format out"
-            )
+        refuse_stack(name, stack, "pre", "FlavaModel")
 
 
 def refuse_options(path: Path, vision: Transformer, text: Transformer, fusion: Transformer) -> None:
@@ -228,7 +217,7 @@ def refuse_options(path: Path, vision: Transformer, text: Transformer, fusion: T
         ModelError: One line for each.
     """
     config = read_json(path / "config.json") if path.is_dir() else {}
-    lines = []
+    lines: list[str] = []
     for name, own, said in (
         ("vision", vision, config.get("image_config", {})),
         ("text", text, config.get("text_config", {})),
@@ -239,11 +228,5 @@ def refuse_options(path: Path, vision: Transformer, text: Transformer, fusion: T
             "activation": said.get("hidden_act", "gelu"),
             "norm_eps": said.get("layer_norm_eps", 1e-12),
         }
-        for option, value in wanted.items():
-            if config and (got := getattr(own, option)) != value:
-                lines.append(
-                    f"{path}: model.{name}.{option}: got {got!r}; allowed {value!r} with these weights; set it, or "
-                    "give other weights"
-                )
-    if lines:
-        raise ModelError("\n".join(lines))
+        lines += unmet(name, own, wanted) if config else ()
+    refuse_unmet(path, lines)

@@ -4,7 +4,7 @@ Shapes: D hidden size, C values of a patch.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe.config import DenseConfig
+from omnivl.chain.chain import Chain
 from omnivl.data.plain_files import read_plain_text
 from omnivl.errors import ModelError
+from omnivl.parts.sizes import Transformer
+
+Names = Iterable[tuple[str, tuple[str, ...]]]
+"""A parameter of ours, and the parameters of another library whose rows it concatenates."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +105,91 @@ def fold_pixels(weight: Tensor, bias: Tensor, pixels: Pixels) -> tuple[Tensor, T
     folded = channels * (0.5 / std)
     shift = (channels * ((0.5 - mean) / std)).sum((1, 2))
     return folded.flatten(1).to(weight.dtype), (bias.double() + shift).to(bias.dtype)
+
+
+def joined(given: Mapping[str, Tensor], names: Names) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors under our names, of all parameters whose parts are there; and the tensors that are part of none."""
+    found: dict[str, Tensor] = {}
+    taken: set[str] = set()
+    for ours, parts in names:
+        if all(part in given for part in parts):
+            found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
+            taken.update(parts)
+    return found, {name: tensor for name, tensor in given.items() if name not in taken}
+
+
+def divided(own: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Copies of our tensors under another library's names; the reverse of ``joined``."""
+    found: dict[str, Tensor] = {}
+    for ours, parts in names:
+        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
+        found |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    return found
+
+
+def stack_config(stack: Transformer) -> dict[str, Any]:
+    """The sizes of a stack, by the names that configurations of ``transformers`` have for them."""
+    return {
+        "hidden_size": stack.hidden_size,
+        "intermediate_size": stack.inner_size,
+        "num_hidden_layers": stack.layers,
+        "num_attention_heads": stack.num_heads,
+        "hidden_act": stack.activation,
+        "layer_norm_eps": stack.norm_eps,
+    }
+
+
+def refuse_stack(name: str, stack: Transformer, norm: str, cls: str) -> None:
+    """Refuses to export a stack, a configuration's field ``name``, with options that a class lacks.
+
+    Args:
+        name: See above.
+        stack: The stack.
+        norm: The only order of norms that the class has.
+        cls: Name of the class.
+
+    Raises:
+        ModelError: The stack has experts, LayerScale or the other order.
+    """
+    if not isinstance(stack.ffn, DenseConfig) or stack.layer_scale_init is not None or stack.norm != norm:
+        raise ModelError(
+            f"model.{name}: got {stack.ffn.kind!r} feed-forward layers, layer_scale_init {stack.layer_scale_init} and "
+            f"norm {stack.norm!r}; allowed are 'dense' ones, null and {norm!r} for transformers' {cls}; leave "
+            "--format out"
+        )
+
+
+def refuse_without_words(chain: Chain, cls: str) -> None:
+    """Refuses to export a chain without a head on words as a class that has one.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if "losses.vocabulary.decoder.weight" not in chain.state_dict():
+        raise ModelError(
+            f"the stage has no head on words, which transformers' {cls} needs; allowed are stages with the objective "
+            "'lm'; export one of these, or leave --format out"
+        )
+
+
+def unmet(name: str, stack: Transformer, wanted: Mapping[str, object]) -> Iterator[str]:
+    """Options of a stack, a configuration's field ``name``, that weights need otherwise, as unfinished messages.
+
+    Args:
+        name: See above.
+        stack: The stack.
+        wanted: What the weights need, by option.
+    """
+    for option, value in wanted.items():
+        if (got := getattr(stack, option)) != value:
+            yield f"model.{name}.{option}: got {got!r}; allowed {value!r} with these weights"
+
+
+def refuse_unmet(path: Path, lines: Iterable[str]) -> None:
+    """Refuses weights in ``path`` for what ``unmet`` found.
+
+    Raises:
+        ModelError: There is a line.
+    """
+    if told := [f"{path}: {line}; set it, or give other weights" for line in lines]:
+        raise ModelError("\n".join(told))

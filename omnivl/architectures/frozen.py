@@ -16,9 +16,9 @@ from torch import Tensor
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
+from omnivl.architectures.clip_names import tower_from_clip
 from omnivl.architectures.flamingo import clip_large, reader_misfits
 from omnivl.architectures.foreign import read_json
-from omnivl.architectures.git_names import tower_of_clip
 from omnivl.architectures.misfits import language_misfits, twin_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
@@ -157,7 +157,7 @@ class Frozen(Architecture):
             said = read_json(path / "config.json") if path.is_dir() else {}
             refuse_options_of_opt(said, self.language, path)
             return language_from_opt(weights)
-        return tower_of_clip(weights, path, self.vision)
+        return tower_from_clip(weights, path, self.vision)
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""

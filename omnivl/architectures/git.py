@@ -16,18 +16,25 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
-from omnivl.architectures.foreign import Foreign
+from omnivl.architectures.foreign import Foreign, refuse_stack, refuse_without_words
 from omnivl.architectures.git_names import from_transformers, to_transformers
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    dense_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+    twin_misfits,
+)
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import Misfit, ModelError
+from omnivl.errors import Misfit
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.heads import VocabularyHead
 from omnivl.parts.join import JoinRows
@@ -144,20 +151,9 @@ class GIT(Architecture):
         Raises:
             ModelError: The model has an option that the class lacks, or no head on words.
         """
-        for name, stack in (("vision", self.vision), ("decoder", self.decoder)):
-            norm = "post" if name == "decoder" else "pre"
-            dense = isinstance(stack.ffn, DenseConfig)
-            if not dense or stack.layer_scale_init is not None or stack.norm != norm:
-                raise ModelError(
-                    f"model.{name}: got {stack.ffn.kind!r} feed-forward layers, layer_scale_init "
-                    f"{stack.layer_scale_init} and norm {stack.norm!r}; allowed are 'dense' ones, null and {norm!r} "
-                    "for transformers' GitForCausalLM; leave --format out"
-                )
-        if "losses.vocabulary.decoder.weight" not in chain.state_dict():
-            raise ModelError(
-                "the stage has no head on words, which transformers' GitForCausalLM needs; allowed are stages with the "
-                "objective 'lm'; export one of these, or leave --format out"
-            )
+        refuse_stack("vision", self.vision, "pre", "GitForCausalLM")
+        refuse_stack("decoder", self.decoder, "post", "GitForCausalLM")
+        refuse_without_words(chain, "GitForCausalLM")
         return to_transformers(self.patches, self.vision, self.decoder, self.vocab_size, chain, tokens)
 
     def misfits(self) -> Iterator[Misfit]:
@@ -167,12 +163,9 @@ class GIT(Architecture):
         for name, stack in (("vision", self.vision), ("decoder", self.decoder)):
             yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-        if self.vision.norm != "pre":
-            yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
+        yield from norm_misfits("vision", self.vision, "pre", repr(self.kind))
         yield from reading_misfits("decoder", self.decoder)
-        if not isinstance(self.decoder.ffn, DenseConfig):
-            got, change = repr(self.decoder.ffn.kind), "set it to 'dense'; vision may have experts"
-            yield Misfit(("decoder", "ffn", "kind"), got, "'dense' in 'git'", change)
+        yield from dense_misfits("decoder", self.decoder, repr(self.kind), "; vision may have experts")
         yield from twin_misfits(self.kind, self.momentum)
 
 

@@ -10,13 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnivl.architectures.bert_names import TEXT_BLOCK
 from omnivl.architectures.clip_names import from_transformers as tower_from_transformers
-from omnivl.architectures.clip_names import image_processor
+from omnivl.architectures.clip_names import image_processor, tower_from_clip
 from omnivl.architectures.clip_names import names as tower_names
-from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
+from omnivl.architectures.foreign import (
+    CLIP_PIXELS,
+    Foreign,
+    divided,
+    joined,
+    read_json,
+    read_pixels,
+    refuse_unmet,
+    stack_config,
+    unmet,
+)
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import ModelError
 from omnivl.parts.sizes import Patches, Transformer
 
 TELLING = {"git.image_encoder.vision_model.pre_layrnorm.weight", "git.visual_projection.visual_projection.0.weight"}
@@ -33,14 +43,6 @@ _MAPS = {
     "visual_map.block.norm": "git.visual_projection.visual_projection.1",
     "losses.vocabulary.decoder": "output",
 }
-_BLOCK = {
-    "attention.out": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "ffn.fc1": "intermediate.dense",
-    "ffn.fc2": "output.dense",
-    "norm2": "output.LayerNorm",
-}
-_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
 
 
 def names(vision_layers: int, decoder_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -53,30 +55,10 @@ def names(vision_layers: int, decoder_layers: int) -> Iterator[tuple[str, tuple[
     joint: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _MAPS.items()}
     for index in range(decoder_layers):
         block, theirs = f"generation_{index:02d}.block", f"git.encoder.layer.{index}"
-        joint |= {f"{block}.{own}": (f"{theirs}.{other}",) for own, other in _BLOCK.items()}
-        joint[f"{block}.attention.qkv"] = tuple(f"{theirs}.{part}" for part in _QKV)
+        joint |= {f"{block}.{own}": tuple(f"{theirs}.{part}" for part in parts) for own, parts in TEXT_BLOCK.items()}
     for ours, parts in joint.items():
         for ending in ("weight", "bias"):
             yield f"{ours}.{ending}", tuple(f"{part}.{ending}" for part in parts)
-
-
-def tower_of_clip(weights: Mapping[str, Tensor], path: Path, vision: Transformer) -> dict[str, Tensor] | None:
-    """The image tower of CLIP under our names; None if the weights are of no CLIP.
-
-    Args:
-        weights: By transformers' names.
-        path: The folder or file.
-        vision: Our image encoder.
-
-    Raises:
-        ModelError: Options of ours compute something else.
-    """
-    if "vision_model.pre_layrnorm.weight" not in weights:
-        return None
-    said = read_json(path / "config.json") if path.is_dir() else {}
-    if unmet := list(_unmet(said, vision, None)):
-        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
-    return tower_from_transformers(weights, read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS))
 
 
 def from_transformers(
@@ -96,28 +78,23 @@ def from_transformers(
     Raises:
         ModelError: Options of ours compute something else.
     """
-    if (tower := tower_of_clip(weights, path, vision)) is not None:
+    if (tower := tower_from_clip(weights, path, vision)) is not None:
         return tower
     if not weights.keys() >= TELLING:
         return None
     said = read_json(path / "config.json") if path.is_dir() else {}
-    if unmet := list(_unmet(said, vision, decoder)):
-        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+    refuse_unmet(path, _unmet(said, vision, decoder))
     pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
     tower = {name.removeprefix(_VISION): one for name, one in weights.items() if name.startswith(_VISION)}
     found = tower_from_transformers(tower, pixels)
     start = "git.encoder.layer."
     depth = 1 + max(int(name[len(start) :].partition(".")[0]) for name in weights if name.startswith(start))
-    taken: set[str] = set()
-    for ours, parts in names(0, depth):
-        if not parts[0].startswith(_VISION) and all(part in weights for part in parts):
-            found[ours] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
-            taken.update(parts)
-    frames = sorted(name for name in weights if name.startswith("git.img_temporal_embedding."))
+    others = {name: one for name, one in weights.items() if not name.startswith(_VISION)}
+    joint, rest = joined(others, names(0, depth))
+    frames = sorted(name for name in rest if name.startswith("git.img_temporal_embedding."))
     if frames:
-        found[_TIMES] = torch.cat([weights[name].flatten(0, 1) for name in frames])
-    rest = weights.keys() - taken - set(frames) - {_VISION + name for name in tower}
-    return found | {name: weights[name] for name in rest}
+        found[_TIMES] = torch.cat([rest.pop(name).flatten(0, 1) for name in frames])
+    return found | joint | rest
 
 
 def to_transformers(
@@ -126,19 +103,16 @@ def to_transformers(
     """A chain of dense stacks as ``GitForCausalLM``."""
     own = {name: tensor.detach() for name, tensor in chain.state_dict().items()}
     own[_PATCHES] = own[_PATCHES].view(vision.hidden_size, 3, sizes.patch_size, sizes.patch_size)
-    weights: dict[str, Tensor] = {}
-    for ours, parts in names(vision.layers, decoder.layers):
-        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
-        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    weights = divided(own, names(vision.layers, decoder.layers))
     for frame, one in enumerate(own.get(_TIMES, ())):
         weights[f"git.img_temporal_embedding.{frame}"] = one.clone()[None, None]
     config = {
         "model_type": "git",
         "vision_config": {
-            **_stack_config(vision),
+            **stack_config(vision),
             **{"model_type": "git_vision_model", "image_size": sizes.image_size, "patch_size": sizes.patch_size},
         },
-        **_stack_config(decoder),
+        **stack_config(decoder),
         "vocab_size": words,
         "max_position_embeddings": len(own["embed.block.text.positions"]),
         "hidden_dropout_prob": decoder.dropout,
@@ -152,38 +126,25 @@ def to_transformers(
     return Foreign("GitForCausalLM", config, weights, image_processor(sizes.image_size), left)
 
 
-def _stack_config(stack: Transformer) -> dict[str, Any]:
-    return {
-        "hidden_size": stack.hidden_size,
-        "intermediate_size": stack.inner_size,
-        "num_hidden_layers": stack.layers,
-        "num_attention_heads": stack.num_heads,
-        "hidden_act": stack.activation,
-        "layer_norm_eps": stack.norm_eps,
-    }
-
-
-def _unmet(said: Mapping[str, Any], vision: Transformer, decoder: Transformer | None) -> Iterator[str]:
+def _unmet(said: Mapping[str, Any], vision: Transformer, decoder: Transformer) -> Iterator[str]:
     """Options that the weights need and shapes do not show, as unfinished messages.
 
     Args:
         said: Content of ``config.json``; missing fields have the class's defaults. Empty: nothing is known.
         vision: Our image encoder.
-        decoder: Our decoder; None for weights of CLIP.
+        decoder: Our decoder.
     """
     if not said:
         return
-    towers = [("vision", vision, said.get("vision_config", said), {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5})]
-    if decoder is not None:
-        towers.append(("decoder", decoder, said, {"hidden_act": "gelu", "layer_norm_eps": 1e-12}))
-        if decoder.norm != "post":
-            yield f"model.decoder.norm: got {decoder.norm!r}; allowed 'post' with these weights"
-    for name, own, config, defaults in towers:
+    tower = said.get("vision_config", {})
+    for name, own, config, activation, eps in (
+        ("vision", vision, tower, "quick_gelu", 1e-5),
+        ("decoder", decoder, said, "gelu", 1e-12),
+    ):
         wanted = {
             "num_heads": config.get("num_attention_heads", 12),
-            "activation": config.get("hidden_act", defaults["hidden_act"]),
-            "norm_eps": config.get("layer_norm_eps", defaults["layer_norm_eps"]),
+            "activation": config.get("hidden_act", activation),
+            "norm_eps": config.get("layer_norm_eps", eps),
         }
-        for option, value in wanted.items():
-            if (got := getattr(own, option)) != value:
-                yield f"model.{name}.{option}: got {got!r}; allowed {value!r} with these weights"
+        yield from unmet(name, own, wanted)
+    yield from unmet("decoder", decoder, {"norm": "post"})

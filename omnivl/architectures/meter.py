@@ -18,18 +18,24 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.albef_names import from_others
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip import CLIP_EPS
-from omnivl.architectures.clip_names import from_transformers, unmet_options
-from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
-from omnivl.architectures.misfits import activation_misfits, divisions, reading_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.clip_names import tower_from_clip
+from omnivl.architectures.misfits import (
+    activation_misfits,
+    dense_misfits,
+    divisions,
+    norm_misfits,
+    reading_misfits,
+    stack_misfits,
+    twin_misfits,
+)
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
-from omnivl.errors import Misfit, ModelError
+from omnivl.errors import Misfit
 from omnivl.parts.bert import TEXT_EPS, TextBlock
 from omnivl.parts.flava import JoinOutputs
 from omnivl.parts.losses import Losses
@@ -147,17 +153,10 @@ class METER(Architecture):
         Raises:
             ModelError: The folder's configuration asks for other options than the model has.
         """
-        if "embeddings.class_embedding" in weights:  # ``CLIPVisionModel``
-            weights = {f"vision_model.{name}": tensor for name, tensor in weights.items()}
-        vision = {name: tensor for name, tensor in weights.items() if name.startswith("vision_model.")}
-        if not vision:
-            reads = any(name.endswith("embeddings.word_embeddings.weight") for name in weights)
-            return from_others(weights, path, self.vision, self.text, None) if reads else None
-        said = read_json(path / "config.json") if path.is_dir() else {}
-        unmet = [line for line in unmet_options(said, self.vision, self.text) if line.startswith("model.vision.")]
-        if unmet:
-            raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
-        return from_transformers(vision, read_pixels(path, CLIP_PIXELS) if path.is_dir() else CLIP_PIXELS)
+        if (tower := tower_from_clip(weights, path, self.vision)) is not None:
+            return tower
+        reads = any(name.endswith("embeddings.word_embeddings.weight") for name in weights)
+        return from_others(weights, path, self.vision, self.text, None) if reads else None
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
@@ -167,13 +166,10 @@ class METER(Architecture):
             stack = getattr(self, name)
             yield from stack_misfits(name, stack)
             yield from activation_misfits(name, stack)
-        for name, norm in (("vision", "pre"), ("fusion", "post")):
-            if (got := getattr(self, name).norm) != norm:
-                yield Misfit((name, "norm"), repr(got), f"{norm!r} in 'meter'", f"set it to {norm!r}")
-        if not isinstance(self.fusion.ffn, DenseConfig):
-            allowed = "'dense' in 'meter'"
-            change = "set it to 'dense'; vision and text may have experts"
-            yield Misfit(("fusion", "ffn", "kind"), repr(self.fusion.ffn.kind), allowed, change)
+        where = repr(self.kind)
+        yield from norm_misfits("vision", self.vision, "pre", where)
+        yield from norm_misfits("fusion", self.fusion, "post", where)
+        yield from dense_misfits("fusion", self.fusion, where, "; vision and text may have experts")
         for name in ("text", "fusion"):
             yield from reading_misfits(name, getattr(self, name))
         yield from twin_misfits(self.kind, self.momentum)

@@ -45,6 +45,26 @@ def activation_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
         yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
 
 
+def norm_misfits(name: str, stack: Transformer, norm: str, where: str) -> Iterator[Misfit]:
+    """Another order of norms than the only one; the stack is a configuration's field ``name``.
+
+    Args:
+        name: See above.
+        stack: The stack.
+        norm: The order that there is.
+        where: Where that is so, such as ``'blip'``.
+    """
+    if stack.norm != norm:
+        yield Misfit((*name.split("."), "norm"), repr(stack.norm), f"{norm!r} in {where}", f"set it to {norm!r}")
+
+
+def dense_misfits(name: str, stack: Transformer, where: str, note: str = "") -> Iterator[Misfit]:
+    """Experts in a stack that has none; arguments as those of ``norm_misfits``. ``note`` follows the remedy."""
+    if not isinstance(stack.ffn, DenseConfig):
+        path = (*name.split("."), "ffn", "kind")
+        yield Misfit(path, repr(stack.ffn.kind), f"'dense' in {where}", f"set it to 'dense'{note}")
+
+
 def reading_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
     """Options that blocks which read texts lack; the stack is a configuration's field ``name``."""
     for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
@@ -69,12 +89,8 @@ def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misf
     blocks, longest = language.blocks, num_queries + language.length
     for found in stack_misfits("blocks", blocks):
         yield replace(found, path=("language", *found.path))
-    if blocks.norm != "pre":
-        path = ("language", "blocks", "norm")
-        yield Misfit(path, repr(blocks.norm), "'pre' in a language model", "set it to 'pre'")
-    if not isinstance(blocks.ffn, DenseConfig):
-        kind = ("language", "blocks", "ffn", "kind")
-        yield Misfit(kind, repr(blocks.ffn.kind), "'dense' in a language model", "set it to 'dense'")
+    yield from norm_misfits("language.blocks", blocks, "pre", "a language model")
+    yield from dense_misfits("language.blocks", blocks, "a language model")
     if longest > language.positions:
         allowed = f"{longest} or more: {num_queries} queries and {language.length} tokens"
         yield Misfit(("language", "positions"), str(language.positions), allowed, "raise it, or lower language.length")

@@ -473,7 +473,7 @@ def test_objectives_on_streams_that_it_lacks_are_refused(objective, stream):
             {"vision": {"num_heads": 3}},
             "model.vision.hidden_size: got 16; allowed a multiple of num_heads 3; change either",
         ),
-        ({"vision": {"norm": "post"}}, "model.vision.norm: got 'post'; allowed 'pre'; set it to 'pre'"),
+        ({"vision": {"norm": "post"}}, "model.vision.norm: got 'post'; allowed 'pre' in 'albef'; set it to 'pre'"),
         ({"fusion": {"layers": 0}}, "model.fusion.layers: got 0; allowed 1 or more; raise it, e.g. to 12"),
         (
             {"fusion": {"hidden_size": 32}},

@@ -361,7 +361,7 @@ def test_each_text_is_matched_with_the_image_that_it_is_given():
     ("model", "message"),
     [
         ({"image_size": 20}, "model.image_size: got 20; allowed a multiple of patch_size 8; change either"),
-        ({"vision": {"norm": "post"}}, "model.vision.norm: got 'post'; allowed 'pre'; set it to 'pre'"),
+        ({"vision": {"norm": "post"}}, "model.vision.norm: got 'post'; allowed 'pre' in 'blip'; set it to 'pre'"),
         (
             {"text": {"ffn": LIMoEConfig(every=1)}},
             "model.text.ffn.kind: got 'limoe'; allowed 'dense' in 'blip'; set it to 'dense'; vision may have experts",

@@ -120,9 +120,9 @@ def test_other_options_than_the_weights_have_are_refused(tmp_path):
     assert str(caught.value).splitlines() == [
         f"{tmp_path}: model.{line} with these weights; set it, or give other weights"
         for line in (
-            "vision.activation: got gelu; allowed quick_gelu",
+            "vision.activation: got 'gelu'; allowed 'quick_gelu'",
             "vision.num_heads: got 4; allowed 2",
-            "text.activation: got gelu; allowed quick_gelu",
+            "text.activation: got 'gelu'; allowed 'quick_gelu'",
         )
     ]
 
@@ -151,7 +151,7 @@ def test_what_goes_out_comes_back(tmp_path):
         (
             replace(SMALL, vision=replace(SMALL.vision, ffn=MoMEConfig())),
             TOKENS,
-            "model.vision: got 'mome' feed-forward layers and layer_scale_init None; allowed are 'dense'",
+            "model.vision: got 'mome' feed-forward layers, layer_scale_init None and norm 'pre'; allowed are 'dense'",
         ),
     ],
 )
@@ -232,7 +232,7 @@ def test_objectives_on_what_there_is_not_are_refused(objective):
             [
                 "image_size: got 20; allowed a multiple of patch_size 8; change either",
                 "vision.hidden_size: got 16; allowed a multiple of num_heads 3; change either",
-                "vision.norm: got 'post'; allowed 'pre'; set it to 'pre'",
+                "vision.norm: got 'post'; allowed 'pre' in 'clip'; set it to 'pre'",
             ],
         ),
         (

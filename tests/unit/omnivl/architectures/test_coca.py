@@ -266,7 +266,10 @@ def test_sizes_are_those_of_the_paper_s_table():
             "model.multimodal.hidden_size: got 24; allowed text.hidden_size 12; make them equal",
         ),
         ({"pooler_heads": 5}, "model.text.hidden_size: got 12; allowed a multiple of pooler_heads 5; change either"),
-        ({"text": replace(SMALL.text, norm="post")}, "model.text.norm: got 'post'; allowed 'pre'; set it to 'pre'"),
+        (
+            {"text": replace(SMALL.text, norm="post")},
+            "model.text.norm: got 'post'; allowed 'pre' in 'coca'; set it to 'pre'",
+        ),
         (
             {"text": replace(SMALL.text, drop_path=0.1)},
             "model.text.drop_path: got 0.1; allowed 0; blocks that read texts have none",

@@ -404,5 +404,5 @@ def test_weights_that_would_be_computed_otherwise_are_refused(tmp_path):
 
 def test_experts_have_no_class_to_be_exported_to():
     model = replace(SMALL, text=replace(WIDE, ffn=LIMoEConfig(num_experts=4, every=1, implementation="loop")))
-    with pytest.raises(ModelError, match=r"model\.text: got 'limoe' feed-forward layers and layer_scale_init None"):
+    with pytest.raises(ModelError, match=r"model\.text: got 'limoe' feed-forward layers, layer_scale_init None"):
         model.to_foreign(build_chain(model, (), TOKENS), TOKENS)

@@ -171,10 +171,10 @@ def test_weights_that_ask_for_other_options_are_refused(tmp_path):
     with pytest.raises(ModelError) as caught:
         load_pretrained(scattered(other), other, tmp_path)
     wanted = [
-        "model.decoder.norm: got 'pre'; allowed 'post' with these weights",
         "model.vision.activation: got 'gelu'; allowed 'quick_gelu' with these weights",
         "model.decoder.num_heads: got 2; allowed 3 with these weights",
         "model.decoder.activation: got 'gelu'; allowed 'quick_gelu' with these weights",
+        "model.decoder.norm: got 'pre'; allowed 'post' with these weights",
     ]
     assert str(caught.value).split("\n") == [f"{tmp_path}: {one}; set it, or give other weights" for one in wanted]
 
@@ -252,7 +252,7 @@ def test_sizes_are_those_of_the_released_model():
     [
         (
             {"vision": replace(SMALL.vision, norm="post")},
-            "model.vision.norm: got 'post'; allowed 'pre'; set it to 'pre'",
+            "model.vision.norm: got 'post'; allowed 'pre' in 'git'; set it to 'pre'",
         ),
         (
             {"decoder": replace(SMALL.decoder, ffn=LIMoEConfig())},

@@ -92,7 +92,11 @@ def test_streams_and_gradients_equal_transformers_modules(config, tmp_path):
 def test_weights_that_ask_for_other_options_are_refused(tmp_path):
     peer = Peer(SMALL)
     for part, other, message in (
-        ("vision", {"vision": replace(SMALL.vision, activation="gelu")}, "model.vision.activation: got gelu"),
+        (
+            "vision",
+            {"vision": replace(SMALL.vision, activation="gelu")},
+            "model.vision.activation: got 'gelu'; allowed 'quick_gelu' with these weights",
+        ),
         (
             "text",
             {"text": replace(SMALL.text, num_heads=2)},
