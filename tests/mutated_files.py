@@ -37,6 +37,7 @@ _PLANS = (
     "albef_tiny",
     "blip_tiny",
     "blip2_tiny",
+    "meter_tiny",
     "limoe_tiny",
     "vilt_tiny",
     "vqa_tiny",

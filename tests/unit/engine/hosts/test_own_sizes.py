@@ -152,6 +152,7 @@ def alone(batch: Batch, row: int) -> Tensor:
     [
         ("emoji", "joint"),
         ("albef_tiny", "pretrain"),
+        ("blip_tiny", "pretrain"),
         ("clip_tiny", "contrastive"),
         ("coca_tiny", "pairs"),
         ("limoe_tiny", "contrastive"),

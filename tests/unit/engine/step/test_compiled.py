@@ -36,6 +36,7 @@ STAGES = {
     "git_tiny": ("captions", []),
     "simvlm_tiny": ("pairs", []),
     "blip2_tiny": ("captions", []),
+    "meter_tiny": ("pretrain", []),
 }
 
 OFTEN = ("quickstart", "albef_tiny")
