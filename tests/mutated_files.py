@@ -38,6 +38,8 @@ _PLANS = (
     "blip_tiny",
     "blip2_tiny",
     "meter_tiny",
+    "flamingo_tiny",
+    "frozen_tiny",
     "limoe_tiny",
     "vilt_tiny",
     "vqa_tiny",

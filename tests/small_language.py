@@ -20,7 +20,7 @@ from omnivl.data.tokenizer import TextInput
 from omnivl.errors import Misfit
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.embed import pixel_values
-from omnivl.parts.language import LanguageModel, language_layers, language_order
+from omnivl.parts.language import LanguageModel, Prefix, language_layers, language_order
 from omnivl.parts.linear import Linear
 from omnivl.parts.losses import Losses
 from omnivl.parts.opt_names import language_from_opt
@@ -110,7 +110,8 @@ class Writer(Architecture):
     def layers(self, kit: Kit) -> Layers:
         embed: ChainLayer = PatchQueries(self.patches.patch_size, kit.compute_dtype)
         yield "embed", embed
-        yield from language_layers(self.language, query_size=QUERY_SIZE, num_queries=QUERIES, dtype=kit.compute_dtype)
+        prefix = Prefix(QUERY_SIZE, QUERIES, self.language.blocks.hidden_size)
+        yield from language_layers(self.language, prefix, kit.compute_dtype)
         yield "losses", Losses(self.heads, kit.objectives, kit.gather)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:

@@ -27,7 +27,7 @@ from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import TextInput
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.bert import TEXT_EPS
-from omnivl.parts.language import LanguageModel, language_layers, language_order
+from omnivl.parts.language import LanguageModel, Prefix, language_layers, language_order
 from omnivl.parts.losses import Losses
 from omnivl.parts.opt_names import is_opt, language_from_opt, refuse_options_of_opt
 from omnivl.parts.plain_vit import ImageBlock
@@ -151,8 +151,8 @@ class BLIP2(Architecture):
         yield "join", JoinQueries(kit.objectives, kit.gather, qformer.dropout)
         yield "pool", PoolQueries(count)
         if self.language is not None:
-            sized = {"query_size": qformer.hidden_size, "num_queries": count}
-            yield from language_layers(self.language, **sized, dtype=dtype)
+            prefix = Prefix(qformer.hidden_size, count, self.language.blocks.hidden_size)
+            yield from language_layers(self.language, prefix, dtype)
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:

@@ -73,6 +73,12 @@ def reading_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
             yield Misfit((name, option), str(value), allowed, "blocks that read texts have none")
 
 
+def native_misfits(kind: str, sizes: str) -> Iterator[Misfit]:
+    """Pictures of their own sizes, in an architecture, called ``kind`` in plans, that takes them as squares only."""
+    if sizes == "native":
+        yield Misfit(("sizes",), "'native'", f"'fixed' or 'stretched' in {kind!r}", "set it to 'fixed'")
+
+
 def twin_misfits(kind: str, momentum: MomentumConfig | None) -> Iterator[Misfit]:
     """Momentum twins of an architecture, called ``kind`` in plans, that has none."""
     if momentum is not None:

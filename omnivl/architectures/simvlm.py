@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.misfits import divisions, reading_misfits, stack_misfits, twin_misfits
+from omnivl.architectures.misfits import divisions, native_misfits, reading_misfits, stack_misfits, twin_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -111,10 +111,7 @@ class SimVLM(Architecture):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
-        if self.sizes == "native":
-            yield Misfit(("sizes",), "'native'", "'fixed' or 'stretched' in 'simvlm'", "set it to 'fixed'")
-        else:
-            yield from super().misfits()
+        yield from native_misfits(self.kind, self.sizes)
         yield from divisions({"image_size": (self.image_size, "the stem's stride", STRIDE)})
         for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
             yield from stack_misfits(name, stack)

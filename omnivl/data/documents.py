@@ -18,9 +18,11 @@ PICTURE, END = "<image>", "<EOC>"
 """The marks in a text."""
 
 ADDED = 2
+"""Rows of the marks."""
+
 PICTURE_TOKEN, END_TOKEN = -1, -2
-"""Their ids, counted from the end of a table of words with ``ADDED`` more rows, as Python counts: no tokenizer has
-them, and what reads texts need not know how many rows the table has."""
+"""Ids of the marks, which no tokenizer has: rows of a table of words with ``ADDED`` more, counted from its end, so that
+who reads texts need not know the number of words."""
 
 _MARKS = re.compile(f"({PICTURE}|{END})")
 _IDS = {PICTURE: PICTURE_TOKEN, END: END_TOKEN}
@@ -41,22 +43,25 @@ class Document:
     @property
     def said(self) -> NDArray[np.bool_]:
         """Which tokens are said of a picture, its end included, bool ``[L]``: those that a loss predicts."""
-        chosen, open_ = np.zeros(len(self.ids), dtype=np.bool_), False
+        found, within = np.zeros(len(self.ids), dtype=np.bool_), False
         for place, token in enumerate(self.ids.tolist()):
-            chosen[place] = open_ and token != PICTURE_TOKEN
-            open_ = token == PICTURE_TOKEN or (open_ and token != END_TOKEN)
-        return chosen
+            found[place] = within and token != PICTURE_TOKEN
+            within = token == PICTURE_TOKEN or (within and token != END_TOKEN)
+        return found
 
 
 def read_document(text: str, reader: TextReader) -> Document:
-    """The tokens of a text with marks; as many as there are.
+    """The tokens of a text with marks, however long it is.
 
     Args:
         text: With ``<image>`` and ``<EOC>``.
-        reader: Of the words between them.
+        reader: Reads the words between them.
     """
     ids = [reader.tokenizer.special.cls]
     for part in _MARKS.split(text):
-        ids += [_IDS[part]] if part in _IDS else reader.words(part) if part.strip() else []
+        if part in _IDS:
+            ids.append(_IDS[part])
+        elif part.strip():
+            ids += reader.words(part)
     found = np.array(ids, dtype=np.int64)
     return Document(found, (found == PICTURE_TOKEN).cumsum())

@@ -1,6 +1,6 @@
 """How likely answers are at the end of documents with pictures at their places.
 
-Shapes: N documents, A answers, T pictures of a document, L token positions.
+Shapes: N documents, A answers.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.inference.predict import asked
-from omnivl.objectives.interleaved_lm import STREAM, InterleavedLM
+from omnivl.objectives.interleaved_lm import InterleavedLM
+from omnivl.objectives.prefix_lm import STREAM
 
 
 def answer_log_probabilities(
@@ -31,14 +32,14 @@ def answer_log_probabilities(
         documents: N sets of pictures.
         texts: Their texts, with a mark for each picture.
         answers: A answers.
-        encoder: The trained stage.
+        encoder: A stage with the objective, in evaluation mode and without gradients.
 
     Raises:
         DataError: A document with an answer is longer than the model's texts.
     """
     objective, reader = encoder.chain.objectives[key], encoder.readers[STREAM]
     assert isinstance(objective, InterleavedLM), "as needs says"
-    begun = [len(read_document(text, reader).ids) for text in texts]
+    begun = [len(read_document(text, reader).ids) for text in texts]  # tokens before the answer
     whole = [[read_document(f"{text} {answer}{END}", reader) for answer in answers] for text in texts]
     for sample, own in zip(documents.samples, whole, strict=True):
         if (most := max(len(one.ids) for one in own)) > reader.length:
@@ -54,10 +55,10 @@ def answer_log_probabilities(
         layout = lay_out({key: asked(encoder.chain, key, shown.kind, count)}, shown.kind, count, 1, "predict")
         layout = replace(layout, visual=shown.visual, num_frames=shown.num_frames)
         rows = [one for place in share for one in whole[place]]
-        told = [range(begun[place], len(one.ids)) for place in share for one in whole[place]]
-        given = {name: one.to(encoder.device) for name, one in objective.rows(rows, reader, told).items()}
-        given["join/rows"] = torch.arange(len(share), device=encoder.device).repeat_interleave(len(answers))
-        state = encoder.chain.fold(State({**pictures.fields, **given}, layout))
+        given = [begun[place] for place in share for _ in answers]
+        fields = {name: one.to(encoder.device) for name, one in objective.rows(rows, reader, given).items()}
+        fields["join/rows"] = torch.arange(len(share), device=encoder.device).repeat_interleave(len(answers))
+        state = encoder.chain.fold(State({**pictures.fields, **fields}, layout))
         return state[f"{key}/prediction"].view(len(share), len(answers))
 
     size = max(1, min(encoder.batch_size // 4, encoder.most_texts // len(answers)))

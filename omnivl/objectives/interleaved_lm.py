@@ -19,23 +19,22 @@ from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.documents import END, END_TOKEN, PICTURE, Document, read_document
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import DataError
+from omnivl.objectives.prefix_lm import STREAM
 from omnivl.objectives.vocabulary import num_targets, words_loss
-
-STREAM = "language"
 
 
 @dataclass(frozen=True)
 class InterleavedLM(Objective):
     """Next-token prediction of texts with pictures at their places, in the stream ``interleaved``.
 
-    A text of several pictures has a mark ``<image>`` for each, in their order, and ``<EOC>`` where what is said of one
-    ends. A text of one picture or clip without marks is ``<image>``, the text, ``<EOC>``. Words behind a mark up to its
-    ``<EOC>`` and that itself are predicted; words before the first picture, and between an ``<EOC>`` and the next
-    picture, are given. Of texts without pictures (kind ``text``) all words and the end are predicted. A row that is
-    longer than ``model.language.length`` is cut.
+    A text has a mark ``<image>`` for each of its pictures, in their order, and ``<EOC>`` where what is said of a
+    picture ends. A text of one picture or clip that has no ``<image>`` gets one in front and ``<EOC>`` behind. The
+    words from a picture's mark to its ``<EOC>``, and ``<EOC>`` itself, are predicted; all other words are given. Of
+    texts without pictures (kind ``text``) all words and a final ``<EOC>`` are predicted. A row that is longer than
+    ``model.language.length`` is cut.
 
-    Data sets weigh differently in the sum of a step with an objective for each, ``on`` its entry and of its ``weight``:
-    Flamingo has 1 for interleaved pages, 0.2 for each of two sets of pairs and 0.03 for clips.
+    For weights by data set, give each entry an objective of its own with ``on``, ``name`` and ``weight``. Flamingo's
+    are 1 for interleaved pages, 0.2 for each of two sets of pairs and 0.03 for clips.
 
     Attributes:
         include_labels: Whether class prompts are predicted too.
@@ -57,52 +56,55 @@ class InterleavedLM(Objective):
         return self._rows(batch_size, visual_of(kind) != "none")
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A row of tokens per text; see ``rows``."""
+        """A row of tokens per text, which looks at pictures; see ``rows``."""
         return None if visual_of(kind) == "none" else self._rows(batch_size, looks=True)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """See ``rows``, of the batch's texts; positions that are said have targets.
+        """See ``rows``, of the batch's texts.
 
         Raises:
             DataError: A text has another number of marks than its sample has pictures.
         """
-        reader, texts = context.readers[STREAM], []
-        if batch.visual == "none":
-            read = [read_document(f"{text}{END}", reader) for text in batch.captions]
-            return self.rows(read, reader, [range(1, len(one.ids)) for one in read])
-        wanted = batch.num_frames if batch.visual == "set" else 1
+        reader, alone = context.readers[STREAM], batch.visual == "none"
+        wanted = {"none": 0, "set": batch.num_frames}.get(batch.visual, 1)
+        documents = []
         for row, text in enumerate(batch.captions):
-            whole = f"{PICTURE}{text}{END}" if batch.visual != "set" and PICTURE not in text else text
-            if (found := whole.count(PICTURE)) != wanted:
+            if alone:
+                text = f"{text}{END}"
+            elif wanted == 1 and PICTURE not in text:
+                text = f"{PICTURE}{text}{END}"
+            if (found := text.count(PICTURE)) != wanted:
                 raise DataError(
                     f"objective {self.key}: entry {batch.entry!r}, sample {int(batch.position[row])}: got a text with "
                     f"{found} {PICTURE} marks and {wanted} pictures; allowed is a mark for each picture, in their "
                     "order; name another field as text, or other pictures"
                 )
-            texts.append(whole)
-        return self.rows([read_document(text, reader) for text in texts], reader)
+            documents.append(read_document(text, reader))
+        return self.rows(documents, reader, [1] * len(documents) if alone else None)
 
     def rows(
-        self, documents: Sequence[Document], reader: TextReader, targets: Sequence[range] | None = None
+        self, documents: Sequence[Document], reader: TextReader, given: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
         """Inputs of rows by name.
 
         ``{key}/token_ids``, ``{key}/targets`` and ``{key}/pictures`` int64 ``[R, L]``, ``{key}/mask`` bool ``[R, L]``,
-        and ``{key}/chosen``.
+        and ``{key}/chosen`` int64 ``[n]``.
 
         Args:
             documents: R documents.
             reader: Of the language model.
-            targets: The places in each document that are predicted; None: what is said.
+            given: How many tokens at the beginning of each document are given, while all behind them are predicted;
+                None: those are predicted that are ``said`` of pictures.
         """
         shape, special = (len(documents), reader.length), reader.tokenizer.special
         ids, pictures = torch.full(shape, special.pad), torch.zeros(shape, dtype=torch.int64)
         mask, wanted = torch.zeros(shape, dtype=torch.bool), torch.full(shape, IGNORED)
         for row, document in enumerate(documents):
             own = torch.from_numpy(document.ids[: reader.length])
-            chosen = torch.from_numpy(document.said[: len(own)])
-            if targets is not None:
-                chosen = torch.isin(torch.arange(len(own)), torch.tensor(list(targets[row])))
+            if given is None:
+                chosen = torch.from_numpy(document.said[: len(own)])
+            else:
+                chosen = torch.arange(len(own)) >= given[row]
             ids[row, : len(own)], mask[row, : len(own)] = own, True
             pictures[row, : len(own)] = torch.from_numpy(document.pictures[: len(own)])
             wanted[row, : len(own) - 1] = torch.where(chosen, own, IGNORED)[1:]
@@ -119,7 +121,7 @@ class InterleavedLM(Objective):
         return words_loss(logits, self._wanted(state), gather, term_weight=state.term_weight(self.key))
 
     def predict(self, state: State, heads: Heads) -> Tensor:
-        """The logarithm of the probability of each row's targets, one after the other, fp32 ``[R]``."""
+        """The logarithm of the probability of all targets of a row, the sum over them, fp32 ``[R]``."""
         wanted, length = self._wanted(state), state[f"{self.key}/targets"].shape[1]
         each = state[f"logits/{self.key}"].log_softmax(-1).gather(1, wanted.clamp(min=0)[:, None])[:, 0]
         each = each.masked_fill(wanted == IGNORED, 0.0)
@@ -131,7 +133,7 @@ class InterleavedLM(Objective):
         return Demands(rows={STREAM: {self.key: count}}, reads=reads)
 
     def _wanted(self, state: State) -> Tensor:
-        """int64 ``[n]``: the targets at ``chosen_of`` these, as columns of the logits."""
+        """The targets at ``chosen_of`` these, int64 ``[n]``, as columns of the logits."""
         wanted = state[f"{self.key}/targets"].flatten()[chosen_of(state, self.key)]
         columns = state[f"logits/{self.key}"].shape[-1]
         return torch.where(wanted == END_TOKEN, columns + END_TOKEN, wanted)

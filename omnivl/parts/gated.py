@@ -1,4 +1,4 @@
-"""Gated cross-attention between the blocks of a frozen language model, and the two words that documents add to it.
+"""Gated cross-attention between the blocks of a frozen language model, and the rows of the two marks of documents.
 
 Shapes: R rows, L token positions, B samples, M pictures of each, Q states of a picture, D width of the language model,
 D_v of the pictures, V words.
@@ -20,7 +20,7 @@ from omnivl.data.documents import ADDED
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.language import LanguageModel, LanguageTables
 from omnivl.parts.linear import linear
-from omnivl.parts.resampler import Heads, WideAttention, WideFeedForward
+from omnivl.parts.resampler import AttentionHeads, WideAttention, WideFeedForward
 
 
 def see_pictures(pictures: Tensor, number: int, queries: int, every: bool) -> Tensor:
@@ -30,7 +30,7 @@ def see_pictures(pictures: Tensor, number: int, queries: int, every: bool) -> Te
         pictures: int64 ``[R, L]``, how many pictures stand before each token or at it.
         number: M.
         queries: Q.
-        every: Whether it is all of these pictures, and not the last alone.
+        every: Whether a token sees all of these pictures; else it sees the last of them.
     """
     places = torch.arange(number, device=pictures.device).repeat_interleave(queries)
     last = pictures[..., None] - 1
@@ -40,7 +40,7 @@ def see_pictures(pictures: Tensor, number: int, queries: int, every: bool) -> Te
 class GatedBlock(nn.Module):
     """Cross-attention and a feed-forward layer, each behind a gate that starts closed."""
 
-    def __init__(self, size: int, memory_size: int, heads: Heads) -> None:
+    def __init__(self, size: int, memory_size: int, heads: AttentionHeads) -> None:
         """Builds it.
 
         Args:
@@ -83,7 +83,7 @@ class GatedLayer(BlockLayer):
     stack = "gated"
 
     def __init__(
-        self, index: int, language: LanguageModel, memory_size: int, heads: Heads, queries: int, every: bool
+        self, index: int, language: LanguageModel, memory_size: int, heads: AttentionHeads, queries: int, every: bool
     ) -> None:
         """Builds the layer.
 
@@ -93,12 +93,12 @@ class GatedLayer(BlockLayer):
             memory_size: D_v.
             heads: Of the attention.
             queries: Q.
-            every: Whether tokens see all pictures before them, and not the last alone.
+            every: Whether tokens see all pictures before them; else they see the last one.
         """
         size, blocks = language.blocks.hidden_size, language.blocks
         super().__init__(f"{self.stack}_{index:02d}", lambda still: GatedBlock(size, memory_size, heads))
         self.level, self.length, self.queries, self.every = index, language.length, queries, every
-        self.recomputes = blocks.recompute == "block"
+        self.recomputes = blocks.at_block(index).recompute == "block"
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are rows that look at pictures."""
@@ -136,24 +136,27 @@ def _pictures_of(state: State, segment: str) -> Tensor:
 
 
 class DocumentTables(LanguageTables):
-    """The tables of a language model, and rows of their own for the two words of documents: they alone are trained."""
+    """The tables of a language model, and a row for each mark of documents in a table of their own.
+
+    A stage can keep the words and train the marks.
+    """
 
     def __init__(self, language: LanguageModel) -> None:
         super().__init__(language)
         self.added = nn.Parameter(torch.randn(ADDED, language.blocks.hidden_size) * 0.02)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
-        """Those of a language model, and the added rows."""
+        """The tables of a language model, and the rows of the marks."""
         yield from super().undecayed()
         yield self.added
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """See ``LanguageTables``; negative ids count from the end of both tables."""
+        """See ``LanguageTables``; marks have the negative ids of ``omnivl.data.documents``."""
         keep_exact(self.added)
         words = super().embed(token_ids.clamp(min=0))
         added = F.embedding((token_ids + ADDED).clamp(0, ADDED - 1), self.added)
         return torch.where((token_ids < 0)[..., None], added, words.to(added.dtype))
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V + 2]``."""
+        """Logits ``[..., V + 2]``, those of the marks last."""
         return torch.cat([super().project(hidden), linear(hidden, self.added)], dim=-1)

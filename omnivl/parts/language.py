@@ -1,7 +1,7 @@
 """A decoder-only language model as layers: prefix, embeddings, blocks, and the tied head.
 
-Shapes: B samples, Q queries of a sample, R rows, L token positions, P positions before them (Q, or 0), D hidden size,
-V words, n positions with a target.
+Shapes: B samples, Q queries of a sample of width D_q, R rows, L token positions, P positions before them (of a prefix,
+or 0), D hidden size, V words, n positions with a target.
 
 A row is ``[prefix; tokens]``. Each position sees itself and earlier ones. Tokens are padded at the end.
 
@@ -67,21 +67,18 @@ class LanguageModel:
         return TextInput(self.tokenizer, self.length, self.vocab_size)
 
 
-def language_layers(
-    language: LanguageModel, *, query_size: int, num_queries: int, dtype: torch.dtype
-) -> Iterator[tuple[str, ChainLayer]]:
+def language_layers(language: LanguageModel, prefix: "Prefix", dtype: torch.dtype) -> Iterator[tuple[str, ChainLayer]]:
     """The layers with their names, each once; see ``language_order``.
 
     Args:
         language: Sizes.
-        query_size: Width of the queries.
-        num_queries: Q.
+        prefix: The layer that makes the prefix.
         dtype: The compute dtype.
     """
-    yield "prefix", Prefix(query_size, num_queries, language.blocks.hidden_size)
+    yield "prefix", prefix
     yield EMBED, LanguageEmbed(language, dtype)
     for index in range(language.blocks.layers):
-        yield f"{STACK}_{index:02d}", LanguageBlock(index, language, num_queries)
+        yield f"{STACK}_{index:02d}", LanguageBlock(index, language, prefix.positions)
 
 
 def language_order(names: Sequence[str]) -> list[str]:
@@ -91,13 +88,25 @@ def language_order(names: Sequence[str]) -> list[str]:
 
 
 class Prefix(BlockLayer):
-    """Queries to the prefix of the tokens: one map, ``prefix [B, Q, D]``."""
+    """Queries to the prefix of the tokens: one map, ``prefix [B, P, D]``.
+
+    Attributes:
+        positions: P.
+    """
 
     stack = "prefix"
 
-    def __init__(self, query_size: int, num_queries: int, hidden_size: int) -> None:
-        super().__init__("prefix", lambda still: Linear(query_size, hidden_size))
-        self.num_queries = num_queries
+    def __init__(self, query_size: int, num_queries: int, hidden_size: int, *, each: int = 1) -> None:
+        """Builds the map.
+
+        Args:
+            query_size: Width of the queries.
+            num_queries: Q.
+            hidden_size: D.
+            each: Positions that a query becomes.
+        """
+        super().__init__("prefix", lambda still: Linear(query_size, each * hidden_size))
+        self.num_queries, self.positions = num_queries, each * num_queries
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether a language row has a prefix."""
@@ -106,14 +115,20 @@ class Prefix(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Operations of the map."""
         assert isinstance(self.block, Linear)
-        positions = layout.batch_size * self.num_queries * self.acts(layout)
-        return self.backward.passes * positions * 2.0 * self.block.in_features * self.block.out_features
+        mapped = layout.batch_size * self.num_queries * self.acts(layout)
+        return self.backward.passes * mapped * 2.0 * self.block.in_features * self.block.out_features
+
+    def before(self, state: State) -> Tensor | None:
+        """The queries, ``[B, Q, D_q]``; None where the state has none."""
+        return state.get("queries")
 
     def forward(self, state: State) -> State:
-        """Makes ``prefix``. When decoding, only the first call has queries."""
-        if not self.acts(state.layout) or "queries" not in state:
+        """Makes ``prefix``. When decoding with a cache, only the first call does."""
+        queries = self.before(state)
+        if not self.acts(state.layout) or _PREFIX_KEPT in state or queries is None:
             return state
-        return state.updated(prefix=self.run(state["queries"]))
+        mapped: Tensor = self.run(queries)
+        return state.updated(prefix=mapped.view(len(mapped), self.positions, -1))
 
 
 class LanguageTables(WordTables):
@@ -165,8 +180,8 @@ class LanguageEmbed(BlockLayer):
 
     The first pass reads ``{segment}/token_ids`` and ``{segment}/mask`` (all true if missing) of each segment, and
     ``prefix``: row i of a segment follows row i of the prefix, in decoding row ``cache/rows[i]``. The second pass adds
-    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_of`` its targets where it has some, else
-    ``[R, V]`` of the last position.
+    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_of`` its targets where there are ``{segment}/targets``, else
+    ``[R, V]`` of the last position. It drops the streams, and the ``pictures`` that they looked at.
 
     Attributes:
         dtype: The compute dtype.
@@ -180,7 +195,13 @@ class LanguageEmbed(BlockLayer):
         dtype: torch.dtype,
         tables: Callable[[LanguageModel], LanguageTables] = LanguageTables,
     ) -> None:
-        """Builds the tables of ``language``; ``dtype`` is the compute dtype."""
+        """Builds the layer.
+
+        Args:
+            language: Sizes.
+            dtype: The compute dtype.
+            tables: Makes the tables.
+        """
         super().__init__(EMBED, lambda still: tables(language))
         self.dtype, self.length = dtype, language.length
 
@@ -227,8 +248,7 @@ class LanguageEmbed(BlockLayer):
         layout, made = state.layout, dict[str, Tensor]()
         for name, rows in layout.language.items():
             hidden = state["language"][rows]
-            if layout.mode == "train" or f"{name}/targets" in state:
-                targets = state[f"{name}/targets"]
+            if (targets := state.get(f"{name}/targets")) is not None:
                 behind = hidden[:, hidden.shape[1] - targets.shape[1] :].flatten(0, 1)
                 hidden = behind[chosen_of(state, name)]
             else:
@@ -265,16 +285,16 @@ class LanguageBlock(StackBlock):
 
     stack = STACK
 
-    def __init__(self, index: int, language: LanguageModel, num_queries: int) -> None:
+    def __init__(self, index: int, language: LanguageModel, prefix: int) -> None:
         """Builds block ``index``.
 
         Args:
             index: Which block.
             language: Sizes.
-            num_queries: Q.
+            prefix: P of rows that have a prefix.
         """
         super().__init__(index, language.blocks, lambda own: DecoderBlock(own, index))
-        self.length, self.num_queries = language.length, num_queries
+        self.length, self.prefix = language.length, prefix
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are language rows."""
@@ -283,7 +303,7 @@ class LanguageBlock(StackBlock):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all rows."""
         assert isinstance(self.block, DecoderBlock)
-        before = self.num_queries if "queries" in layout.fields else 0
+        before = self.prefix if "queries" in layout.fields else 0
         row = self.block.flops(before + written(self.length, tokens), before + self.length, first_only=False)
         return self.backward.passes * num_rows(layout.language) * row
 

@@ -1,9 +1,7 @@
-"""The first layer of architectures whose texts a language model reads: pixels alone."""
-
-from collections.abc import Iterator
+"""The first layer of architectures in which a language model reads all texts: pixels alone."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omnivl.chain.flops import num_rows
 from omnivl.chain.state import State, StepLayout
@@ -14,23 +12,15 @@ from omnivl.parts.sizes import Patches, Transformer
 
 
 class PictureTables(nn.Module):
-    """The embedding of pictures, under the name that it has in every architecture."""
+    """The embedding of pictures as CLIP's, under the name that it has in every architecture."""
 
     def __init__(self, patches: Patches, vision: Transformer) -> None:
         super().__init__()
-        self.visual = ImageEmbedding(patches, vision, bias=not patches.norm_embeddings)
-
-    def undecayed(self) -> Iterator[nn.Parameter]:
-        """The positions."""
-        yield from self.visual.undecayed()
-
-    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Resizes positions to another grid."""
-        return self.visual.resize(name.removeprefix("visual."), before, own)
+        self.visual = ImageEmbedding(patches, vision, bias=False)
 
 
 class EmbedPictures(EmbeddingLayer):
-    """Pixels to the start of ``visual``. As in CLIP, patches have a bias where embeddings are not normalised."""
+    """Pixels to the start of ``visual``."""
 
     def __init__(self, patches: Patches, vision: Transformer, dtype: torch.dtype) -> None:
         """Builds the embedding.
@@ -48,7 +38,7 @@ class EmbedPictures(EmbeddingLayer):
         return bool(layout.visual)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Operations on the patches."""
+        """Operations on the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, PictureTables)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
         return num_rows(layout.visual) * self.backward.passes_on_pixels * one

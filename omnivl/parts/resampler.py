@@ -30,7 +30,7 @@ _RATIO = 4
 
 
 @dataclass(frozen=True)
-class Heads:
+class AttentionHeads:
     """Heads of an attention whose inner width is not that of its stream.
 
     Attributes:
@@ -48,7 +48,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Resampler(Heads):
+class Resampler(AttentionHeads):
     """Sizes of a resampler, of the width of the encoder. The defaults are Flamingo's.
 
     Attributes:
@@ -65,7 +65,7 @@ class Resampler(Heads):
 class WideAttention(nn.Module):
     """Attention without biases from a normalised stream to a memory."""
 
-    def __init__(self, size: int, memory_size: int, heads: Heads) -> None:
+    def __init__(self, size: int, memory_size: int, heads: AttentionHeads) -> None:
         """Builds it.
 
         Args:

@@ -56,8 +56,8 @@ class FewShotTask(PredictingTask):
     text is ``example`` for each example and ``query`` at the end. Examples are drawn anew for each query, uniformly
     from the samples of ``support``, never the query itself; more of them begin with the same ones.
 
-    For an objective of kind ``interleaved_lm`` each example and the query begin with the mark of their picture, and
-    examples end with that of an end; it ranks ``answers`` by the probability that the language model goes on with them.
+    An objective of kind ``interleaved_lm`` reads ``<image>`` before each example and the query, and ``<EOC>`` behind
+    each example. It ranks ``answers``, which have to be given, by the probability that the text goes on with them.
     An objective of kind ``answer`` ranks ``answers`` by their probability if they are given (close-ended), else it
     writes (open-ended). One of kind ``choose`` chooses among ``answers``, one of kind ``vqa`` from its own list.
     Answers compare without case and spaces at marks; with ``answer: answers``, the list of several people's answers,
@@ -266,13 +266,11 @@ class FewShotTask(PredictingTask):
         """
         before = [own[: shots or self.text_only] for own in drawn]
         shown = {one: self._example(support[one]) for own in before for one in own}
-        marked = isinstance(encoder.chain.objectives[self.objective], InterleavedLM)
-        if marked:
+        asked, between = self.asked(pictures), " "
+        if isinstance(encoder.chain.objectives[self.objective], InterleavedLM):
             shown = {one: f"{PICTURE if shots else ''}{text}{END}" for one, text in shown.items()}
-        texts = [
-            ("" if marked else " ").join([*(shown[one] for one in own), f"{PICTURE}{text}" if marked else text])
-            for own, text in zip(before, self.asked(pictures), strict=True)
-        ]
+            asked, between = [f"{PICTURE}{text}" for text in asked], ""
+        texts = [between.join([*(shown[one] for one in own), text]) for own, text in zip(before, asked, strict=True)]
         sets = [
             _document(sample, [support[one] for one in own[:shots]], media)
             for sample, own in zip(pictures.samples, before, strict=True)

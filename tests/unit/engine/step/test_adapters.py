@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import small_blip2
 import small_coca
+import small_flamingo
 import small_git
 import small_simvlm
 import torch
@@ -146,6 +147,14 @@ MODELS: dict[str, tuple[Architecture, Any]] = {
     "git": (
         small_git.SMALL,
         (lambda kind, objectives: small_git.git_batch(kind), small_git.OBJECTIVES, ("image_text", "video_text")),
+    ),
+    "flamingo": (
+        small_flamingo.FLAMINGO,
+        (lambda kind, objectives: small_flamingo.document_batch(), (small_flamingo.INTERLEAVED,), ("images_text",)),
+    ),
+    "frozen": (
+        small_flamingo.FROZEN,
+        (lambda kind, objectives: small_flamingo.caption_batch(), (small_flamingo.PREFIX,), ("image_text",)),
     ),
     "simvlm": (
         small_simvlm.SMALL,

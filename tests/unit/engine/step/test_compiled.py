@@ -37,6 +37,8 @@ STAGES = {
     "simvlm_tiny": ("pairs", []),
     "blip2_tiny": ("captions", []),
     "meter_tiny": ("pretrain", []),
+    "flamingo_tiny": ("documents", []),
+    "frozen_tiny": ("captions", []),
 }
 
 OFTEN = ("quickstart", "albef_tiny")

@@ -1,5 +1,6 @@
 """Flamingo: its parts against IDEFICS and plain torch, what tokens see, and a start as the bare language model."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from omnivl.data.documents import END_TOKEN, PICTURE_TOKEN, read_document
 from omnivl.errors import DataError, ModelError
 from omnivl.objectives import InterleavedLM, PrefixLM
 from omnivl.parts.gated import GatedBlock, see_pictures
-from omnivl.parts.resampler import Heads, PerceiverResampler, Resampler
+from omnivl.parts.resampler import AttentionHeads, PerceiverResampler, Resampler
 
 NEAR = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -103,7 +104,7 @@ class PlainGated(nn.Module):
 
 def test_a_gated_block_is_that_of_open_flamingo():
     torch.manual_seed(0)
-    theirs, own = scattered(PlainGated(12, 16, 2, 4)), GatedBlock(12, 16, Heads(num_heads=2, head_size=4))
+    theirs, own = scattered(PlainGated(12, 16, 2, 4)), GatedBlock(12, 16, AttentionHeads(num_heads=2, head_size=4))
     names = {
         **{f"attention.norm.{ending}": f"norm.{ending}" for ending in ("weight", "bias")},
         **{f"ffn.norm.{ending}": f"ff_norm.{ending}" for ending in ("weight", "bias")},
@@ -140,11 +141,26 @@ def test_a_document_and_what_is_said_in_it():
     assert found.said.astype(int).tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 1]
 
 
-def test_a_text_with_another_number_of_marks_is_refused():
-    with pytest.raises(DataError, match=r"got a text with 1 <image> marks and 2 pictures; allowed is a mark for each"):
-        documents(("<image>ab<EOC>",))
-    state = documents(("ab",), pictures=1, kind="image_text")
+@pytest.mark.parametrize(
+    ("text", "pictures", "kind"),
+    [("<image>ab<EOC>", 2, "images_text"), ("<image>a<image>b<EOC>", 1, "image_text"), ("<image>ab", 0, "text")],
+)
+def test_a_text_with_another_number_of_marks_is_refused(text, pictures, kind):
+    marks = text.count("<image>")
+    message = (
+        f"objective interleaved_lm: entry 'pages', sample 0: got a text with {marks} <image> marks and {pictures} "
+        "pictures; allowed is a mark for each picture, in their order; name another field as text, or other pictures"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        documents((text,), max(pictures, 1), kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["image_text", "images_text"])
+def test_a_text_of_one_picture_needs_no_marks(kind):
+    state, other = documents(("ab",), 1, kind=kind), documents(("<image>ab<EOC>",), 1, kind=kind)
     assert state["interleaved_lm/token_ids"][0, [1, 4]].tolist() == [PICTURE_TOKEN, END_TOKEN]
+    for name in ("token_ids", "targets", "pictures"):
+        assert torch.equal(state[f"interleaved_lm/{name}"], other[f"interleaved_lm/{name}"])
 
 
 def test_texts_alone_are_learnt_whole():
@@ -238,7 +254,7 @@ def test_the_loss_is_the_mean_over_said_words_by_hand():
 )
 def test_gated_layers_have_the_sizes_of_the_paper(width, layers, every, billions):
     with torch.device("meta"):
-        block = GatedBlock(width, 1536, Heads())
+        block = GatedBlock(width, 1536, AttentionHeads())
     count = sum(one.numel() for one in block.parameters()) * (layers // every)
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
 

@@ -1,9 +1,7 @@
 """Frozen: a prefix that an encoder gives to transformers' OPT as embeddings, and texts that are written behind it."""
 
-from dataclasses import replace
-
 import torch
-from small_flamingo import FROZEN
+from small_flamingo import FROZEN, PREFIX, caption_batch
 from small_language import TOKENS, LetterTokenizer
 from small_towers import scattered
 from transformers import OPTConfig, OPTForCausalLM
@@ -13,23 +11,16 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch
 from omnivl.data.tokenizer import load_readers
 from omnivl.inference.generate import generate, writing_search
-from omnivl.objectives import PrefixLM, PrepareContext
 from omnivl.pretrained.load import load_pretrained
 
-OBJECTIVE = PrefixLM()
 READERS = load_readers(FROZEN.text_inputs, LetterTokenizer())
 NEAR = {"rtol": 2e-5, "atol": 2e-5}
 
 
-def state_of(captions=("abc", "z")):
-    torch.manual_seed(1)
-    frames, own = torch.randint(0, 256, (2, 1, 3, 8, 8), dtype=torch.uint8), torch.arange(2)
-    batch = Batch("image_text", frames, own[:, None], own, own, own, captions=captions)
-    prepared = OBJECTIVE.prepare(batch, PrepareContext(0, "test", TOKENS, (2, 2), 0, readers=READERS))
-    return State.from_batch(replace(batch, prepared=prepared), plan_layout((OBJECTIVE,), "image_text", 2, 1))
+def state_of():
+    return State.from_batch(caption_batch(), plan_layout((PREFIX,), "image_text", 2, 1))
 
 
 def test_losses_and_gradients_equal_those_of_transformers_behind_the_prefix(tmp_path):
@@ -39,7 +30,7 @@ def test_losses_and_gradients_equal_those_of_transformers_behind_the_prefix(tmp_
     config = OPTConfig(**sizes, **ids, max_position_embeddings=24, dropout=0.0, word_embed_proj_dim=24)
     theirs = scattered(OPTForCausalLM(config))
     theirs.save_pretrained(tmp_path)
-    chain = scattered(build_chain(FROZEN, (OBJECTIVE,), TOKENS))
+    chain = scattered(build_chain(FROZEN, (PREFIX,), TOKENS))
     report = load_pretrained(chain, FROZEN, tmp_path, part="language")
     assert (report.missing, report.unexpected) == ((), ())
     freeze(chain, ["language_*"], "freeze")
@@ -69,8 +60,8 @@ def test_losses_and_gradients_equal_those_of_transformers_behind_the_prefix(tmp_
 
 def test_captions_with_a_cache_are_those_without():
     torch.manual_seed(0)
-    chain = scattered(build_chain(FROZEN, (OBJECTIVE,), TOKENS)).eval()
-    options = writing_search(OBJECTIVE.writing(READERS["language"], READERS), 2)
+    chain = scattered(build_chain(FROZEN, (PREFIX,), TOKENS)).eval()
+    options = writing_search(PREFIX.writing(READERS["language"], READERS), 2)
     frames = state_of()["frames"]
     cached, whole = (generate(chain, "prefix_lm", frames, options, cached=kept) for kept in (True, False))
     assert torch.equal(cached.token_ids, whole.token_ids)

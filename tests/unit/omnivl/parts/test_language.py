@@ -23,7 +23,7 @@ from omnivl.errors import ModelError, UserError
 from omnivl.inference.generate import SearchOptions, beam_search, generate, writing_search
 from omnivl.objectives import PrefixLM, PrepareContext
 from omnivl.parts import attention
-from omnivl.parts.language import LanguageModel, language_layers, language_order
+from omnivl.parts.language import LanguageModel, Prefix, language_layers, language_order
 from omnivl.parts.opt_names import language_from_opt, refuse_options_of_opt
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
@@ -226,7 +226,8 @@ def test_published_sizes():
     for millions, language in sizes.items():
         assert list(language_misfits(language, 32)) == []
         with torch.device("meta"):
-            layers = dict(language_layers(language, query_size=768, num_queries=32, dtype=torch.float32))
+            prefix = Prefix(768, 32, language.blocks.hidden_size)
+            layers = dict(language_layers(language, prefix, torch.float32))
         counted = sum(one.numel() for name, layer in layers.items() if name != "prefix" for one in layer.parameters())
         assert counted == {125: 125_239_296, 2700: 2_651_596_800}[millions]
     names = ["embed", *layers, "losses"]

@@ -70,7 +70,7 @@ def test_examples_stand_before_the_query_each_behind_its_picture(monkeypatch: py
     whole = [read_document(f"{texts[1]} {label}<EOC>", reader) for label in LABELS]
     begun = len(read_document(texts[1], reader).ids)
     for place, document in enumerate(whole):
-        rows = other.rows([document], reader, [range(begun, len(document.ids))])
+        rows = other.rows([document], reader, [begun])
         number = len(document.ids) - begun
         assert int((rows["interleaved_lm/targets"] != -100).sum()) == number
         frames = own.shown(pictures, [1]).frames
