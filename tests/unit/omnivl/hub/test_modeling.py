@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import small_blip2
 import small_coca
+import small_flamingo
 import small_git
 import small_simvlm
 import torch
@@ -283,6 +284,22 @@ def test_what_only_writes(tmp_path, config):
             assert torch.equal(model.generate(frames[:, 0], input_ids=begun), wanted)
         with pytest.raises(ModelError, match=f"^embeddings: got architecture '{config.kind}'"):
             model.get_image_features(frames[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("config", "objective"),
+    [(small_flamingo.FLAMINGO, small_flamingo.INTERLEAVED), (small_flamingo.FROZEN, small_flamingo.PREFIX)],
+    ids=["flamingo", "frozen"],
+)
+def test_language_models_that_see_pictures_are_whole_but_do_not_write(tmp_path, config, objective):
+    config = replace(config, language=replace(config.language, vocab_size=TOKENS.vocab_size))
+    chain, model = exported(tmp_path, config, (objective,))
+    own = dict(model.chain.named_parameters())
+    assert own.keys() == dict(chain.named_parameters()).keys()
+    assert all(torch.equal(one, own[name]) for name, one in chain.named_parameters())
+    message = rf"^write captions: got a model without the head of lm or split_lm \(it has {objective.kind}\)"
+    with pytest.raises(ModelError, match=message):
+        model.generate(small_flamingo.caption_batch().frames[:, 0])
 
 
 def test_errors_say_what_to_do(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_flamingo import FLAMINGO, FROZEN
 
 from omnivl.architectures import ALBEF, BLIP2, GIT, Architecture, CoCa, OmniVL, Unified, ViLT
 from omnivl.architectures.build import build_chain
@@ -17,7 +18,7 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.patch_attention import PatchAttention, _last_blocks, patch_attention
 from omnivl.inference.pictures import Media, PictureSet
 from omnivl.inference.predict import predict
-from omnivl.objectives import LM, VQA, Answer, Recognize
+from omnivl.objectives import LM, VQA, Answer, InterleavedLM, PrefixLM, Recognize
 from omnivl.parts.attended import attending
 from omnivl.parts.sizes import Transformer, Words
 
@@ -49,6 +50,7 @@ COCA_SMALL = CoCa(
     vision=NARROW, text=NARROW, multimodal=NARROW, caption_queries=4, pooler_heads=2, projection_size=8, **SQUARES
 )
 GIT_SMALL = GIT(vision=NARROW, decoder=BERT, **SQUARES)
+FLAMINGO_SMALL, FROZEN_SMALL = (replace(one, image_size=32, patch_size=8) for one in (FLAMINGO, FROZEN))
 CHOOSES = VQA(answers=("red", "cat"))
 TEXTS = ["red cat", "a sun on a tree", "tree"]
 
@@ -174,8 +176,11 @@ def test_pictures_of_their_own_sizes_have_their_own_grids(model: Architecture) -
 
 @pytest.mark.parametrize(
     ("model", "objective"),
-    [(OMNIVL, Recognize(classes=("a", "b"))), (BLIP2_SMALL, CHOOSES), (COCA_SMALL, LM()), (GIT_SMALL, LM())],
-    ids=["text", "layer", "queries", "joint layer"],
+    [
+        *[(OMNIVL, Recognize(classes=("a", "b"))), (BLIP2_SMALL, CHOOSES), (COCA_SMALL, LM()), (GIT_SMALL, LM())],
+        *[(FLAMINGO_SMALL, InterleavedLM()), (FROZEN_SMALL, PrefixLM())],
+    ],
+    ids=["text", "layer", "queries", "joint layer", "pictures", "prefix"],
 )
 def test_there_is_none_where_no_text_or_no_layer_reads_both(model: Architecture, objective: Objective) -> None:
     made = encoder(model, objective)
