@@ -128,6 +128,13 @@ OF_COCA = (
     small_coca.OBJECTIVES,
     ("image_text", "video_text"),
 )
+
+
+def with_words(config: Any) -> Any:
+    """The same with a row for each word of the tokenizer."""
+    return replace(config, language=replace(config.language, vocab_size=TOKENS.vocab_size))
+
+
 MODELS: dict[str, tuple[Architecture, Any]] = {
     "omnivl": (CONFIG, OF_PICTURES),
     "omnivl, experts by modality": (replace(CONFIG, ffn=MoMEConfig(fusion_from=0)), OF_PICTURES),
@@ -149,11 +156,11 @@ MODELS: dict[str, tuple[Architecture, Any]] = {
         (lambda kind, objectives: small_git.git_batch(kind), small_git.OBJECTIVES, ("image_text", "video_text")),
     ),
     "flamingo": (
-        small_flamingo.FLAMINGO,
+        with_words(small_flamingo.FLAMINGO),
         (lambda kind, objectives: small_flamingo.document_batch(), (small_flamingo.INTERLEAVED,), ("images_text",)),
     ),
     "frozen": (
-        small_flamingo.FROZEN,
+        with_words(small_flamingo.FROZEN),
         (lambda kind, objectives: small_flamingo.caption_batch(), (small_flamingo.PREFIX,), ("image_text",)),
     ),
     "simvlm": (
