@@ -66,7 +66,7 @@ def from_others(
     if not kind or said.get("model_type", kind) != kind:
         return None
     layers = 0 if fusion is None else fusion.layers
-    readers = {"text": text} | ({"fusion": fusion} if layers else {})
+    readers = {"text": text} | ({} if fusion is None or not layers else {"fusion": fusion})
     _refuse_options(said, path, {"vit": {"vision": vision}, "bert": readers}.get(kind, {}))
     found, rest = joined(given, _names(kind, bert, vision.layers, text.layers, layers))
     if _POSITIONS in found and (types := rest.pop(bert + _TYPES, None)) is not None:

@@ -24,7 +24,7 @@ from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
 from omnivl.parts.conv_stem import Convolution, GroupNorm
 from omnivl.parts.linear import Linear
-from omnivl.parts.quantize import QuantizerConfig, VectorQuantizer, perplexity
+from omnivl.parts.quantize import QuantizerConfig, VectorQuantizer, code_counts, perplexity
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Quantize(Objective):
         error = F.mse_loss(restored.float(), frames)
         with torch.no_grad():
             counted = head.quantizer.num_codes
-            used = (torch.bincount(codes, minlength=counted) > 0).float().mean()
+            used = (code_counts(codes, counted) > 0).float().mean()
             metrics = {"reconstruction": error, "perplexity": perplexity(codes, counted), "used": used}
         return ObjectiveLoss(error + own, metrics)
 

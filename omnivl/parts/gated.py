@@ -19,7 +19,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.data.documents import ADDED
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.language import LanguageModel, LanguageTables
-from omnivl.parts.linear import linear
+from omnivl.parts.linear import draw_normal, linear
 from omnivl.parts.resampler import AttentionHeads, WideAttention, WideFeedForward
 
 
@@ -143,7 +143,8 @@ class DocumentTables(LanguageTables):
 
     def __init__(self, language: LanguageModel) -> None:
         super().__init__(language)
-        self.added = nn.Parameter(torch.randn(ADDED, language.blocks.hidden_size) * 0.02)
+        self.added = nn.Parameter(torch.empty(ADDED, language.blocks.hidden_size))
+        draw_normal(self.added, std=0.02)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The tables of a language model, and the rows of the marks."""

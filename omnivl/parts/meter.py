@@ -31,7 +31,9 @@ class Maps(nn.Module):
     def __init__(self, vision: Transformer, text: Transformer, fusion: Transformer) -> None:
         super().__init__()
         sizes = {"visual": vision, "text": text}
-        self.maps = nn.ModuleDict({name: Linear(one.hidden_size, fusion.hidden_size) for name, one in sizes.items()})
+        self.projections = nn.ModuleDict(
+            {name: Linear(one.hidden_size, fusion.hidden_size) for name, one in sizes.items()}
+        )
         self.types = nn.Parameter(torch.empty(len(sizes), fusion.hidden_size))
         draw_normal(self.types, std=0.02)
 
@@ -41,7 +43,7 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor, stream: str) -> Tensor:
         """``[R, positions, D]`` from a stream's ``[R, positions, D_stream]``; row 0 of the embeddings is the text's."""
-        mapped: Tensor = self.maps[stream](x)
+        mapped: Tensor = self.projections[stream](x)
         return mapped + self.types[int(stream == "visual")].to(mapped.dtype)
 
 
@@ -78,7 +80,7 @@ class MapOutputs(BlockLayer):
             "visual": num_rows(layout.visual) * visual_positions(self.patches, layout),
             "text": num_rows(layout.text) * (self.length if tokens is None else tokens),
         }
-        sizes = {name: one.weight.numel() for name, one in self.block.maps.items() if isinstance(one, Linear)}
+        sizes = {name: one.weight.numel() for name, one in self.block.projections.items() if isinstance(one, Linear)}
         return self.backward.passes * sum(2.0 * count * sizes[name] for name, count in positions.items())
 
     def forward(self, state: State) -> State:

@@ -230,8 +230,14 @@ def bit_entropy(probability: Tensor) -> Tensor:
     return entropy
 
 
+def code_counts(codes: Tensor, num_codes: int) -> Tensor:
+    """How often each code occurs among codes, int64 ``[K]``: fp32 ``[V]``; unlike ``bincount`` without values, too."""
+    ones = torch.ones(len(codes), device=codes.device)
+    return ones.new_zeros(num_codes).index_add(0, codes, ones)
+
+
 def perplexity(codes: Tensor, num_codes: int) -> Tensor:
     """The exponential of the entropy of codes, int64 ``[K]``: fp32, from 1 to V, the number of codes used alike."""
-    shares = torch.bincount(codes, minlength=num_codes).float() / max(1, len(codes))
+    shares = code_counts(codes, num_codes) / max(1, len(codes))
     alike: Tensor = torch.special.entr(shares).sum().exp()
     return alike

@@ -21,7 +21,7 @@ from omnivl.chain.flops import num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.embed import resize_times
-from omnivl.parts.linear import LayerNorm, Linear, Role
+from omnivl.parts.linear import LayerNorm, Linear, Role, draw_normal
 from omnivl.parts.patches import num_patches
 from omnivl.parts.sizes import Patches, Transformer
 
@@ -163,8 +163,11 @@ class PerceiverResampler(nn.Module):
             frames: Frames of a clip; if there are several, each has a learnt embedding, a picture that of the first.
         """
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(sizes.latents, size))
-        self.times = nn.Parameter(torch.randn(frames, size)) if frames > 1 else None
+        self.latents = nn.Parameter(torch.empty(sizes.latents, size))
+        self.times = nn.Parameter(torch.empty(frames, size)) if frames > 1 else None
+        for table in (self.latents, self.times):
+            if table is not None:
+                draw_normal(table, std=1.0)
         self.blocks = nn.ModuleList(ResamplerBlock(size, sizes) for _ in range(sizes.layers))
         self.norm = LayerNorm(size, EPS)
 
