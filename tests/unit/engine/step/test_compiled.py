@@ -42,6 +42,8 @@ STAGES = {
 }
 
 OFTEN = ("quickstart", "albef_tiny")
+EXACT = ("meter_tiny",)
+"""Compared in fp32: in bf16 the small gradients before a last norm behind the addition differ by more than 1 %."""
 
 
 def started(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Chain, State]:
@@ -72,7 +74,7 @@ def passed(chain: Chain, state: State) -> tuple[torch.Tensor, dict[str, torch.Te
 def test_a_block_is_one_graph_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on an accelerator, and in a compiled block.
     monkeypatch.setattr(Padding, "worth_dropping", classmethod(lambda cls, mask, kept=None: None))
-    chain, state = started(name)
+    chain, state = started(name, torch.float32 if name in EXACT else torch.bfloat16)
     loss, gradients = passed(chain, state)
     torch._dynamo.reset()
     compile_blocks(chain, backend="aot_eager", fullgraph=True)  # which fails where a block is several graphs
