@@ -121,7 +121,7 @@ class Peer(nn.Module):
     def of_fusion(self, tensors):
         """Tensors of the fusion, by the names of parameters here, by the chain's names."""
         found = {"encoded.block.types": tensors["types"]}
-        pairs = {"encoded.block.maps.visual": "to_visual", "encoded.block.maps.text": "to_text"}
+        pairs = {"encoded.block.projections.visual": "to_visual", "encoded.block.projections.text": "to_text"}
         pairs |= {"fused_pool.block.text": "pool_text", "fused_pool.block.visual": "pool_visual"}
         sides = {"both": ""} if self.merged else {"of_text": ".text", "of_visual": ".visual"}
         joint = {own: (name,) for own, name in pairs.items()}
