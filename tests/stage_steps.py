@@ -16,11 +16,13 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation, asked_fields
-from omnivl.data.batch import Batch, has_text, is_video
+from omnivl.data.batch import Batch, has_text, is_video, visual_of
 from omnivl.data.collate import Collator
+from omnivl.data.documents import END, PICTURE
 from omnivl.data.example import Example
 from omnivl.data.fields import FieldReader, blank_value
 from omnivl.data.tokenizer import Tokenizer, batch_readers
+from omnivl.objectives import InterleavedLM
 
 WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
 Shown = Sequence[NDArray[np.uint8] | None]
@@ -44,6 +46,8 @@ def micro_batches(
         types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
         for row, pixels in enumerate(shown(sort, random)):
             text = " ".join(random.choice(WORDS, 1 + more_words * row)) if has_text(kind) else None
+            if visual_of(kind) == "set" and any(isinstance(one, InterleavedLM) for one in stage.objectives):
+                text = PICTURE * len(pixels) + f"{text}{END}"
             fields = {name: blank_value(field, sizes.side(is_video(kind))) for name, field in types.items()}
             examples.append(Example(pixels, text, row, 0, row, "", {}, fields))
         made.append(collator.collate(examples, kind, sort.key, 0, types))

@@ -1,6 +1,6 @@
 """Freezing parameters of the chain: those that the plan names, and those that no step of a stage uses."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,14 +9,12 @@ from torch import nn
 
 from engine.step.whole import whole_numel, whole_shape
 from moe.experts.bank import ExpertBank
-from omnivl.chain.backward import Backward
-from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.backward import VISUAL, Backward
+from omnivl.chain.chain import Chain
 from omnivl.chain.names import only_trains
 from omnivl.chain.state import StepLayout
 from omnivl.errors import UserError, did_you_mean
 from omnivl.parts.sizes import Transformer
-
-_ENCODERS, _BOTH = frozenset({"visual", "text"}), "both"
 
 
 def freeze(chain: Chain, patterns: Sequence[str], where: str) -> list[str]:
@@ -50,27 +48,27 @@ def freeze(chain: Chain, patterns: Sequence[str], where: str) -> list[str]:
 def _count_backward(chain: Chain) -> None:
     """Sets ``ChainLayer.backward`` by what is trained, before parameters are frozen that no step uses.
 
-    An encoder's blocks follow what embeds its own modality, and one another; other layers follow all before them.
+    A layer of a branch follows what is trained on that branch, and all that came together before; other layers follow
+    all before them.
+
+    Raises:
+        ValueError: Nothing before a block is of its branch, so that nothing that it reads would seem to be trained.
     """
-    trained_before: set[str] = set()
+    passed: set[str | None] = set()
+    trained: set[str | None] = set()
     for name, _ in chain.passes:
         layer = chain.named_layers[name]
+        is_block = layer.level is not None and layer.level >= 0
+        if is_block and layer.branch is not None and not passed & {layer.branch, None}:
+            raise ValueError(_unstarted_message(name, layer.branch, passed))
         own = [(one, parameter) for one, parameter in layer.named_parameters() if not only_trains(one)]
-        learns = {_modality(layer, one) for one, parameter in own if parameter.requires_grad}
-        trained_before |= learns
-        modality = _modality(layer, "")
-        inputs = bool(trained_before & {modality, _BOTH}) if modality in _ENCODERS else bool(trained_before)
-        pixels = [(one, parameter) for one, parameter in own if _modality(layer, one) == "visual"]
+        passed |= {layer.branch, *(layer.branch_of(one) for one, _ in own)}
+        trained |= {layer.branch_of(one) for one, parameter in own if parameter.requires_grad}
+        if layer.branch is None and trained:
+            trained.add(None)
+        pixels = [(one, parameter) for one, parameter in own if layer.branch_of(one) == VISUAL]
+        inputs = bool(trained & {layer.branch, None})
         layer.backward = Backward(inputs, _trained_share(own), _trained_share(pixels))
-
-
-def _modality(layer: ChainLayer, name: str) -> str:
-    """Of which modality a layer's parameter is, or with no name the layer: an encoder's blocks, and what they embed."""
-    if layer.stack in _ENCODERS:
-        return layer.stack
-    if layer.stack == "embed":
-        return "visual" if "visual" in name.split(".") else "text"
-    return _BOTH
 
 
 def _trained_share(named: Iterable[tuple[str, nn.Parameter]]) -> float:
@@ -168,3 +166,11 @@ def _nothing_message(where: str, pattern: str, parameters: Sequence[str]) -> str
     layers = list(dict.fromkeys(name.split(".")[0] for name in parameters))
     change = did_you_mean(pattern, [*layers, *parameters], "name a layer or a part of one")
     return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}; {change}"
+
+
+def _unstarted_message(name: str, branch: str, passed: Collection[str | None]) -> str:
+    others = ", ".join(map(repr, sorted(str(one) for one in passed))) or "none"
+    return (
+        f"layer {name!r}: got the branch {branch!r}, which no layer before it is of; allowed are None and those before "
+        f"it: {others}; let branch_of of the layer that makes its input name {branch!r}"
+    )

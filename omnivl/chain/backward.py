@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+VISUAL, TEXT = "visual", "text"
+"""Branches of the chain (``ChainLayer.branch``) that start in its first layer: pixels, and words."""
+
 FORWARD_AND_BACKWARD = 3
 """Products of a product that learns, in both passes: itself, the gradient of its input, the gradient of its weights."""
 

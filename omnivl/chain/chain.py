@@ -43,6 +43,8 @@ class ChainLayer(nn.Module, ABC):
         level: Index of the block in its stack, from 0 at the bottom; -1 below the blocks of all stacks; None for a
             layer that is no block.
         recomputes: Whether the backward pass computes the layer anew; its copies are then not kept until then.
+        branch: The branch that it is a layer of; None where branches come together. A branch is a part of the chain
+            that reads its own stream alone, such as an encoder: no gradient enters what is trained on another one.
         local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
         copies: Of parameters in the dtype of the activations.
         drops_padding: Whether ``kept_positions`` are computed, whose number changes from batch to batch.
@@ -52,6 +54,7 @@ class ChainLayer(nn.Module, ABC):
     stack: str
     level: int | None = None
     recomputes: bool = False
+    branch: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +97,13 @@ class ChainLayer(nn.Module, ABC):
             number: How often the layer was passed before in the step.
         """
         return 0.0
+
+    def branch_of(self, name: str) -> str | None:
+        """The branch that reads one of the layer's parameters, by its name within the layer: the layer's own.
+
+        A layer that starts several branches overrides it. Those of ``VISUAL`` in it are multiplied with pixels.
+        """
+        return self.branch
 
     def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
         """Whether one of the layer's passes acts under ``layout``; if not, it returns the state unchanged.

@@ -13,6 +13,7 @@ from moe.feed_forward import build_feed_forward, is_routed
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.backward import TEXT
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.positions import kept_name
@@ -154,7 +155,7 @@ class BertBlock(ResidualBlock):
 class TextBlock(StackBlock):
     """A BERT block on all text rows, and its momentum twin on the rows that objectives read of it."""
 
-    stack = "text"
+    stack = branch = TEXT
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moe.modality import ModalityFeedForward
 from moe.sparse import SparseFeedForward
+from omnivl.chain.backward import TEXT, VISUAL
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.momentum import ema_update_, frozen_twin
@@ -164,7 +165,7 @@ class EmbeddingLayer(BlockLayer):
         dtype: The compute dtype: every stream starts in it. Inference may change it.
     """
 
-    stack, level = "embed", -1
+    stack, level, branch = "embed", -1, TEXT
 
     def __init__(
         self, build: Callable[[bool], nn.Module], dtype: torch.dtype, momentum: MomentumConfig | None = None
@@ -178,3 +179,7 @@ class EmbeddingLayer(BlockLayer):
         """
         super().__init__("embed", build, momentum=momentum)
         self.dtype = dtype
+
+    def branch_of(self, name: str) -> str | None:
+        """``VISUAL`` for what is in a module of that name, ``TEXT`` for all else."""
+        return VISUAL if "visual" in name.split(".") else TEXT

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from moe.linear import Role
 from moe.ranges import Range
 from moe.working import working
+from omnivl.chain.backward import VISUAL
 from omnivl.chain.flops import num_rows
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.positions import ids_name, kept_positions
@@ -336,7 +337,7 @@ class NormedLayer(BlockLayer):
 class ConvolutionLayer(NormedLayer):
     """A block of the image encoder on all visual rows."""
 
-    stack = "visual"
+    stack = branch = VISUAL
 
     def __init__(self, index: int, sizes: Convolved, config: EfficientNet) -> None:
         """Builds block ``index`` of the encoder."""

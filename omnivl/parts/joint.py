@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moe.feed_forward import build_feed_forward
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.backward import VISUAL
 from omnivl.chain.flops import num_rows, written
 from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
@@ -63,7 +64,7 @@ class VisualMap(nn.Module):
 class MapVisual(BlockLayer):
     """The end of the image encoder: ``visual`` as the decoder reads it."""
 
-    stack = "visual"
+    stack = branch = VISUAL
 
     def __init__(self, vision: Transformer, size: int, patches: Patches) -> None:
         """Builds the map of ``vision`` to the decoder's width ``size``."""

@@ -187,7 +187,8 @@ class LanguageEmbed(BlockLayer):
         dtype: The compute dtype.
     """
 
-    stack, level = STACK, -1
+    stack = branch = STACK
+    level = -1
 
     def __init__(
         self,
@@ -283,7 +284,7 @@ class DecoderBlock(BertBlock):
 class LanguageBlock(StackBlock):
     """A block of the language model; the last one ends with the normalisation of its output."""
 
-    stack = STACK
+    stack = branch = STACK
 
     def __init__(self, index: int, language: LanguageModel, prefix: int) -> None:
         """Builds block ``index``.

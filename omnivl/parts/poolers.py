@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.backward import VISUAL
 from omnivl.chain.flops import num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, cross_attention
@@ -149,7 +150,7 @@ class PoolVisual(BlockLayer):
     same.
     """
 
-    stack = "visual"
+    stack = branch = VISUAL
 
     def __init__(
         self, pooling: Pooling, queries: int, size: int, heads: int, sizes: Transformer, patches: Patches

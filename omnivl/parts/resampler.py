@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.ranges import Range
+from omnivl.chain.backward import VISUAL
 from omnivl.chain.flops import num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.block import BlockLayer
@@ -207,7 +208,7 @@ class PerceiverResampler(nn.Module):
 class Resample(BlockLayer):
     """Clean ``visual`` rows to ``pictures``: those of a set one by one, the frames of a clip together."""
 
-    stack = "resampler"
+    stack, branch = "resampler", VISUAL
 
     def __init__(self, sizes: Resampler, vision: Transformer, patches: Patches) -> None:
         """Builds the resampler behind the encoder ``vision`` of ``patches``."""

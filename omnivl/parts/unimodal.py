@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from moe.slot import FeedForwardOutput
 from moe.working import working
+from omnivl.chain.backward import TEXT
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import num_rows, written
 from omnivl.chain.positions import chosen_positions, kept_name, kept_positions
@@ -209,7 +210,7 @@ class UnimodalLayer(StackBlock):
     If decoding keeps a cache, the block stores the keys and values of generated rows in ``cache/{layer}/self``.
     """
 
-    stack = "text"
+    stack = branch = TEXT
 
     def __init__(self, index: int, sizes: Transformer, length: int) -> None:
         """Builds block ``index`` of the lower half, for texts of up to ``length`` positions."""
@@ -258,7 +259,7 @@ class CloseTexts(BlockLayer):
     normalised and has its L positions again, or one where only that is read.
     """
 
-    stack = "text"
+    stack = branch = TEXT
 
     def __init__(self, sizes: Transformer) -> None:
         super().__init__("text_norm", lambda still: LayerNorm(sizes.hidden_size, sizes.norm_eps))

@@ -23,6 +23,7 @@ from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from moe.working import working
+from omnivl.chain.backward import VISUAL
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
@@ -226,7 +227,7 @@ class DividedBlock(VisualModule):
 class VisualBlock(StackBlock):
     """A block of a visual encoder on all visual rows, and its momentum twin on those that objectives read of it."""
 
-    stack = "visual"
+    stack = branch = VISUAL
 
     def __init__(
         self,
@@ -299,7 +300,7 @@ class VisualBlock(StackBlock):
 class VisualNorm(BlockLayer):
     """The normalisation at the end of the visual encoder."""
 
-    stack = "visual"
+    stack = branch = VISUAL
 
     def __init__(self, sizes: Transformer, momentum: MomentumConfig | None = None) -> None:
         super().__init__("visual_norm", lambda still: LayerNorm(sizes.hidden_size, sizes.norm_eps), momentum=momentum)

@@ -6,7 +6,7 @@ from torch import nn
 from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.chain.backward import Backward
+from omnivl.chain.backward import TEXT, VISUAL, Backward
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.names import stack_of
@@ -21,9 +21,14 @@ class Products(ChainLayer):
 
     def __init__(self, stack: str, names: Sequence[str]) -> None:
         super().__init__()
-        self.stack = stack
+        self.stack, self.level = stack, 0 if stack in (VISUAL, TEXT) else None
+        self.branch = {"embed": TEXT, VISUAL: VISUAL, TEXT: TEXT}.get(stack)
         for name in names:
             self.add_module(name, nn.Linear(2, 2))
+
+    def branch_of(self, name: str) -> str | None:
+        """As that of an embedding."""
+        return VISUAL if name.startswith(VISUAL) else self.branch
 
     def forward(self, state: State) -> State:
         """Nothing runs here."""
@@ -79,6 +84,16 @@ def test_what_of_the_backward_pass_is_left(patterns: list[str], left: dict[str, 
     model = chain()
     freeze(model, patterns, "stages.0.freeze")
     assert {name: model.named_layers[name].backward for name in left} == left
+
+
+def test_a_block_of_a_branch_that_nothing_starts() -> None:
+    model = Chain({"embed": Products("embed", ["words"]), "visual_00": Products("visual", ["ffn"])})
+    with pytest.raises(ValueError) as caught:
+        freeze(model, [], "stages.0.freeze")
+    assert str(caught.value) == (
+        "layer 'visual_00': got the branch 'visual', which no layer before it is of; allowed are None and those before "
+        "it: 'text'; let branch_of of the layer that makes its input name 'visual'"
+    )
 
 
 def test_what_a_stage_has_no_use_for_rests() -> None:
