@@ -13,7 +13,7 @@ from omnivl.chain.backward import VISUAL, Backward
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import only_trains
 from omnivl.chain.state import StepLayout
-from omnivl.errors import UserError, did_you_mean
+from omnivl.errors import ModelError, UserError, did_you_mean
 from omnivl.parts.sizes import Transformer
 
 
@@ -33,6 +33,7 @@ def freeze(chain: Chain, patterns: Sequence[str], where: str) -> list[str]:
 
     Raises:
         UserError: A pattern names nothing.
+        ModelError: A block is of a branch that nothing before it starts.
     """
     frozen: list[str] = []
     parameters = dict(chain.named_parameters())
@@ -52,15 +53,15 @@ def _count_backward(chain: Chain) -> None:
     all before them.
 
     Raises:
-        ValueError: Nothing before a block is of its branch, so that nothing that it reads would seem to be trained.
+        ModelError: Nothing before a block is of its branch, so that nothing that it reads would seem to be trained.
     """
     passed: set[str | None] = set()
     trained: set[str | None] = set()
     for name, _ in chain.passes:
         layer = chain.named_layers[name]
-        is_block = layer.level is not None and layer.level >= 0
-        if is_block and layer.branch is not None and not passed & {layer.branch, None}:
-            raise ValueError(_unstarted_message(name, layer.branch, passed))
+        is_block = layer.branch is not None and layer.level is not None and layer.level >= 0
+        if is_block and not passed & {layer.branch, None}:
+            raise ModelError(_unstarted_message(name, layer.branch, passed))
         own = [(one, parameter) for one, parameter in layer.named_parameters() if not only_trains(one)]
         passed |= {layer.branch, *(layer.branch_of(one) for one, _ in own)}
         trained |= {layer.branch_of(one) for one, parameter in own if parameter.requires_grad}
@@ -168,7 +169,7 @@ def _nothing_message(where: str, pattern: str, parameters: Sequence[str]) -> str
     return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}; {change}"
 
 
-def _unstarted_message(name: str, branch: str, passed: Collection[str | None]) -> str:
+def _unstarted_message(name: str, branch: str | None, passed: Collection[str | None]) -> str:
     others = ", ".join(map(repr, sorted(str(one) for one in passed))) or "none"
     return (
         f"layer {name!r}: got the branch {branch!r}, which no layer before it is of; allowed are None and those before "

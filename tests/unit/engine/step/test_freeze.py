@@ -12,7 +12,7 @@ from omnivl.chain.layout import plan_layout
 from omnivl.chain.names import stack_of
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import UserError
+from omnivl.errors import ModelError, UserError
 from omnivl.objectives import UniVLC
 
 
@@ -88,7 +88,7 @@ def test_what_of_the_backward_pass_is_left(patterns: list[str], left: dict[str, 
 
 def test_a_block_of_a_branch_that_nothing_starts() -> None:
     model = Chain({"embed": Products("embed", ["words"]), "visual_00": Products("visual", ["ffn"])})
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ModelError) as caught:
         freeze(model, [], "stages.0.freeze")
     assert str(caught.value) == (
         "layer 'visual_00': got the branch 'visual', which no layer before it is of; allowed are None and those before "
