@@ -29,7 +29,7 @@ TIED, MATRICES = "copies of layers", "exchange of matrices"
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 6
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
 twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division; by
-a gradient's cast to bf16, and as many by that back."""
+a gradient's cast to bf16 or back to fp32."""
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,9 @@ class StepBuilder:
 
     def _gather_parts(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...]) -> int:
         """ZeRO 1 and 2: what each replica has moved, in two bytes where every use casts to them."""
-        tied = set(self.division.tied)  # which a pipeline's other stages read too
-        alone = [self.work.layers[name] for name in self.division.owned(stage) if name not in tied]
-        rounding = alone if self.replicas > 1 else []
+        owned = self.division.owned(stage) if self.replicas > 1 else ()
+        tied = self.division.tied  # layers that other stages of a pipeline read too, which are gathered exactly
+        rounding = [self.work.layers[name] for name in owned if name not in tied]
         dense, experts = sum(size.rounded for size in rounding), sum(size.rounded_experts for size in rounding)
         moved = (_ROUND + _ROUND_OWN / self.replicas) * (dense + experts / self.experts)
         spared = 2.0 * dense, 2.0 * experts
@@ -356,7 +356,7 @@ class StepBuilder:
         moved = (copies.reduced + copies.reduced_share / self.replicas) * held
         width = 4.0
         if self.stage.parallel.communication_dtype == "bf16":
-            back = held / self.replicas if self.scatters else held  # what is scattered is cast back by its owner alone
+            back = held / self.replicas if self.scatters else held  # a scattered gradient by its owner alone
             width, moved = 2.0, moved + _CAST * (held + back)
         return self._over_replicas(stage, sizes, collective, after, REDUCE, width=width, waits=waits, moved=moved)
 

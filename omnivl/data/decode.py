@@ -290,13 +290,13 @@ def evaluation_frames(
 
     Raises:
         BadSampleError: See ``decode_still`` and ``decode_clip``.
+        DataError: The GPU has failed.
     """
     limits, own = DecodeLimits(config.max_pixels, config.max_frames), still_size(sample, size)
     if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
         pixels = decode_still(sample, limits, 0 if own is None else least_side(own), device)
     else:
-        frames = FrameSamplingConfig(span=shot.span)
-        start = shot.start
+        frames, start = FrameSamplingConfig(span=shot.span), shot.start
         pixels = decode_clip(
             sample, limits, lambda total: sample_frames(total, num_frames, frames, None, start), device=device
         )

@@ -103,17 +103,16 @@ def _naming_failures_of(device: str) -> Iterator[None]:
 
 
 def _says_out_of_memory(error: Exception) -> bool:
-    """Whether memory was lacking. A GPU computes on after that, and NVDEC's own libraries have no type for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "outofmemory" in str(error).lower().replace("_", "").replace(
-        " ", ""
-    )
+    """Whether memory was lacking, after which a GPU still computes. Errors of NVDEC say so in their text alone."""
+    said = "".join(letter for letter in str(error).lower() if letter.isalpha())
+    return isinstance(error, torch.OutOfMemoryError) or "outofmemory" in said
 
 
 def _failure_of(device: str) -> Exception | None:
-    """What a GPU says to a sum: after an error of CUDA every call fails. None where it is right."""
+    """The error of a sum on the GPU, where every call fails after an error of CUDA; None where it succeeds."""
     try:
         torch.ones(2, device=device).sum().item()
-    except Exception as error:  # whatever it is: the sum is right
+    except Exception as error:  # of any type: nothing is wrong with the sum
         return error
     return None
 

@@ -153,10 +153,8 @@ def poison_steps() -> dict[str, Any]:
             if handle is not None:
                 handle.remove()
             spoilt[poison] = {"skipped": skipped, "after": host.full_weights()}
-        report[f"{name}, spoilt"] = {
-            **spoilt,
-            **{"results": train(host, range(3, 5)), "weights": host.full_weights()},
-        }
+        after = {"results": train(host, range(3, 5)), "weights": host.full_weights()}
+        report[f"{name}, spoilt"] = spoilt | after
         clean = make_host(name)
         train(clean, range(2))
         report[name] = {"results": train(clean, range(3, 5)), "weights": clean.full_weights()}

@@ -99,9 +99,9 @@ class PipelineHost(HoldingHost):
         broadcast_together(chain.state_dict().values())
         self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
         self._experts.cut(chain)
-        parts = zero_stage == 1 and self.gather.replicas > 1
+        partitioned = zero_stage == 1 and self.gather.replicas > 1
         apart = self._experts.parameters(chain)
-        self._all_groups = parameter_groups(chain, optimizer, origins, apart=apart, divide=parts)
+        self._all_groups = parameter_groups(chain, optimizer, origins, apart=apart, divide=partitioned)
         self._layers = [_layer(chain, name) for name in self._held]
         self._crossing = Crossing(self.place, self.device)
         self._stage = PipelineStage(
@@ -118,10 +118,10 @@ class PipelineHost(HoldingHost):
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
         self._gathers: FlatGathers | None = None
-        if parts:
+        if partitioned:
             zero, flats = self._engine.optimizer, flats_of(self._engine.optimizer)
             FlatReduction(zero, flats, self._sizes.bucket)
-            # A stage does not know what the copies of its layers cast.
+            # Another stage may read its copy of a tied layer without a cast.
             tied = (one for name in self.division.tied for one in _layer(chain, name).parameters())
             exact = {id(one) for one in (*chain.followed_parameters(), *tied)}
             self._gathers = FlatGathers(zero, flats, self._sizes.bucket, exact)

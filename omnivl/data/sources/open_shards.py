@@ -1,18 +1,21 @@
 """The shards that a process has open, a bounded number of them."""
 
+import errno
 import os
 import threading
 from collections import OrderedDict
 
+from omnivl.errors import DataError
+
 MOST_OPEN = 64
-"""Of one source: a mixture of ten stays below the usual limit of 1024 open files, with room for those of others."""
+"""Of one source: those of ten stay below 1024, the usual limit of a process, which has other files open too."""
 
 
 class OpenShard:
-    """A file descriptor, closed when nobody holds this object any more.
+    """A file descriptor, closed when no reference to this object is left.
 
-    So a thread can go on reading a shard that another thread has replaced by one that it needs. All share the
-    descriptor: ``os.pread`` needs no file position.
+    A thread that still reads a shard thus keeps it open when others have replaced it. Threads share the descriptor:
+    ``os.pread`` needs no file position.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -38,13 +41,14 @@ class OpenShards:
 
         Raises:
             OSError: It cannot be opened.
+            DataError: No further file can be opened, whichever it is.
         """
         if self._owner != os.getpid():  # forked, maybe while another thread held the lock
             self.close()
         with self._lock:
             shard = self._open.get(path)
             if shard is None:
-                shard = OpenShard(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                shard = OpenShard(_opened(path))
                 self._open[path] = shard
                 if len(self._open) > MOST_OPEN:
                     self._open.popitem(last=False)
@@ -52,7 +56,20 @@ class OpenShards:
             return shard
 
     def close(self) -> None:
-        """Closes all but those that another thread is reading, which it closes after that."""
+        """Closes all; those that other threads are reading are closed when that has ended."""
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         self._owner = os.getpid()
+
+
+def _opened(path: str) -> int:
+    """A file descriptor; raises as ``OpenShards.get`` does."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise DataError(
+            f"{path}: got {error.strerror!r}; each source keeps up to {MOST_OPEN} shards open in each process that "
+            "reads it; raise the limit (`ulimit -n`), or use fewer sources"
+        ) from error

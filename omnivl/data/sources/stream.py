@@ -88,7 +88,10 @@ class StreamReader:
         return min((place for place, _ in self._buffer), default=self._place)
 
     def close(self) -> None:
-        """Ends the program that sends the shard, if one is open and no other thread reads it; nothing comes after."""
+        """Ends the program that sends the present shard, if there is one; no sample can be read after that.
+
+        While another thread reads it, nothing is done.
+        """
         if getgeneratorstate(self._samples) != GEN_RUNNING:
             self._samples.close()
 

@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import os
@@ -6,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import patience
 import psutil
 import pytest
+from patience import wait_for
 
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.filters import value_matches
@@ -342,6 +343,23 @@ def test_a_shard_stays_open_while_a_thread_reads_it(many, tmp_path, monkeypatch)
     assert open_shards(tmp_path) == MOST_OPEN
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_no_sample_s_fault(many, tmp_path, monkeypatch, code):
+    source = open_source(DataEntryConfig(many, "image_text"), seed=0)
+
+    def refuses(*args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuses)
+    with pytest.raises(DataError) as refused:
+        source.read(3)
+    assert not isinstance(refused.value, BadSampleError)
+    assert str(refused.value) == (
+        f"{tmp_path}/003.tar: got {os.strerror(code)!r}; each source keeps up to 64 shards open in each process that "
+        "reads it; raise the limit (`ulimit -n`), or use fewer sources"
+    )
+
+
 @needs_proc
 @pytest.mark.filterwarnings("ignore:data source .* is a stream")
 @pytest.mark.parametrize("form", ["{}", "pipe:cat {}/{{000..079}}.tar"])
@@ -356,11 +374,9 @@ def test_a_closed_loader_leaves_nothing_open(many, tmp_path, form):
         batches = iter(loader)
         for _ in range(2):
             next(batches)
-
-        def something_is_open() -> bool:
-            return open_shards(tmp_path) > 0 or set(psutil.Process().children()) > before
-
-        patience.wait_for(something_is_open, 10, "something is open")  # between two shards a stream has no program
+        wait_for(  # between two shards a stream has no program
+            lambda: open_shards(tmp_path) > 0 or set(psutil.Process().children()) > before, 10, "something is open"
+        )
     assert open_shards(tmp_path) == 0
     assert set(psutil.Process().children()) == before
 
