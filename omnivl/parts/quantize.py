@@ -39,8 +39,8 @@ class VectorQuantizer:
     Source: van den Oord et al., VQ-VAE, arXiv 1711.00937, equation 3, and appendix A.1 for ``ema``; restarts: Dhariwal
         et al., Jukebox, arXiv 2005.00341, section 3.1.
     Differs: moving means start as if each code had been used once, so that a code that is never used stays where it is
-        and nothing has to be smoothed. Restarts go by steps without use, not by a moving mean of uses, so that they
-        depend neither on the decay nor on the size of the batch.
+        and nothing has to be smoothed. Restarts go by steps without use, not by a moving mean of uses, so that the
+        decay does not put them off.
     """
 
     kind: Literal["vq"] = "vq"
