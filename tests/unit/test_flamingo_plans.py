@@ -50,6 +50,6 @@ def test_the_header_says_the_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
-    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"])
+    plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], 32)
     summary = summarize(plan, world_size=32)
     assert [stage["name"] for stage in summary["stages"]] == [stage.name for stage in plan.stages]
