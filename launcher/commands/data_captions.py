@@ -50,7 +50,7 @@ def captions(
     from omnivl.inference.encoder import Encoder
     from omnivl.inference.pictures import EVALUATION_SEED, evaluation_entry
     from omnivl.shown import printable_json
-    from omnivl.tasks.needs import Head, Need, Provided, Shown, matcher
+    from omnivl.tasks.needs import Head, Need, Provided, ScoresPairs, Shown
     from omnivl.tasks.recaption import Captioner, Filter, Recaptioned
 
     if captioner is None and judge is None:
@@ -70,7 +70,7 @@ def captions(
         return load_encoder(trained, choose_device(), batch_size)
 
     writer = None if captioner is None else Captioner(loaded("--captioner", captioner, Head(writes)), writes, num_beams)
-    matching = None if judge is None else Filter(loaded("--filter", judge, matcher(matches)), matches, least)
+    matching = None if judge is None else Filter(loaded("--filter", judge, ScoresPairs(matches)), matches, least)
     sizes = next(one for one in (writer, matching) if one is not None).encoder.model.inputs
     source = open_source(entry, seed=EVALUATION_SEED, num_frames=sizes.num_frames, size=sizes.video_size)
     inputs = tuple(one for one in (Path(data),) if one.exists())

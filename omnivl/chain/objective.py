@@ -240,6 +240,8 @@ class Objective(ABC):
     """Whether a sample's loss depends on other samples of its micro-batch, so that accumulated ones give it no more."""
     compares_embeddings: ClassVar[bool] = False
     """Whether the loss needs nothing of a sample but its embeddings and identity: it can be one of a whole step."""
+    scores_pairs: ClassVar[bool] = False
+    """Whether ``predict`` gives each fused row one number, which is the higher the better text and picture match."""
     picture_mark: ClassVar[str] = ""
     """What a text of several pictures says where one stands; empty where texts do not say it."""
 

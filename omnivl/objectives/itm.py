@@ -51,6 +51,7 @@ class ITM(Objective):
     include_labels: bool = False
 
     compares_samples: ClassVar[bool] = True
+    scores_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -84,6 +84,7 @@ class MMM(Objective):
     codebook: RandomCodebook | None = field(default_factory=RandomCodebook)
 
     compares_samples: ClassVar[bool] = True
+    scores_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

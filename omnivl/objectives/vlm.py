@@ -56,6 +56,7 @@ class VLM(Objective):
     include_labels: bool = False
 
     compares_samples: ClassVar[bool] = True
+    scores_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -7,7 +7,7 @@ import torch
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
-from omnivl.tasks.needs import Need, matcher
+from omnivl.tasks.needs import Need, ScoresPairs
 from omnivl.tasks.predicting import KeepingTask
 from omnivl.tasks.ranking import LOWER_RANKS, first_texts, found_galleries, metrics_of, scores_of_ranks
 from omnivl.tasks.results import TaskResult
@@ -36,7 +36,7 @@ class MatchingTask(KeepingTask):
     @property
     def needs(self) -> tuple[Need, ...]:
         """The head that matches."""
-        return (matcher(self.objective),)
+        return (ScoresPairs(self.objective),)
 
     @property
     def figures(self) -> tuple[str, ...]:

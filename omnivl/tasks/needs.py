@@ -11,7 +11,6 @@ from omnivl.architectures import Architecture
 from omnivl.chain.demands import EMBEDDINGS
 from omnivl.chain.objective import Objective
 from omnivl.inference.pictures import Media
-from omnivl.objectives import ITM, MMM, VLM
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,21 @@ class Chooses(Need):
         return Lack(what, remedy, self.option, self.without)
 
 
-def matcher(objective: str, option: str | None = None, without: Any = None) -> Chooses:
-    """The head of an objective that predicts log odds of a match; arguments as those of ``Chooses``."""
-    return Chooses(objective, (VLM, ITM, MMM), option, without)
+@dataclass(frozen=True)
+class ScoresPairs(Need):
+    """The head of an objective that scores how well a text and a picture match; attributes as those of ``Head``."""
+
+    objective: str
+    option: str | None = None
+    without: Any = None
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        found = next((one for one in stage.objectives if one.key == self.objective), None)
+        if found is None or found.scores_pairs:
+            return Head(self.objective, self.option, self.without).lack(stage)
+        what = f"trains {self.objective!r}, which scores no pairs"
+        return Lack(what, "name an objective that does, such as 'vlm', 'itm' or 'mmm'", self.option, self.without)
 
 
 class Embeddings(Need):

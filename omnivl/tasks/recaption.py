@@ -46,7 +46,7 @@ class Filter:
 
     Attributes:
         encoder: A stage with the objective's head.
-        objective: Key of an objective that predicts log odds of a match (``omnivl.tasks.needs.matcher``).
+        objective: Key of an objective that predicts log odds of a match (``omnivl.tasks.needs.ScoresPairs``).
         least: Captions whose log odds of a match are below this are taken out.
     """
 

@@ -16,7 +16,7 @@ from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
-from omnivl.tasks.needs import Embeddings, Need, matcher
+from omnivl.tasks.needs import Embeddings, Need, ScoresPairs
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.predicting import KeepingTask
 from omnivl.tasks.ranking import LOWER_RANKS, first_texts, found_galleries, metrics_of, scores_of_ranks
@@ -70,7 +70,11 @@ class RetrievalTask(KeepingTask):
     @property
     def needs(self) -> tuple[Need, ...]:
         """Embeddings, and the matching head for re-ranking."""
-        return (Embeddings(), matcher(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+        return (
+            (Embeddings(), ScoresPairs(self.matcher, option="rerank", without=0))
+            if self.rerank > 0
+            else (Embeddings(),)
+        )
 
     @property
     def figures(self) -> tuple[str, ...]:

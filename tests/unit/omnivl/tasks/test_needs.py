@@ -26,7 +26,7 @@ MODEL = OmniVL.presets["tiny"]
 NO_EMBEDDINGS = Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
 NO_VLM = Lack("does not train 'vlm'", "add the objective 'vlm'", "rerank", 0)
 NO_MATCHER = Lack(
-    "trains 'lm', which is of another kind", "name an objective of kind 'vlm' or 'itm' or 'mmm'", "rerank", 0
+    "trains 'lm', which scores no pairs", "name an objective that does, such as 'vlm', 'itm' or 'mmm'", "rerank", 0
 )
 NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")
 

@@ -165,8 +165,8 @@ def test_who_writes_or_filters_has_to_be_named_and_to_be_able_to(
         ),
         (
             ("--filter", run_folder, "--matches", "lm"),
-            f"--filter {run_folder}: stage 'pairs' trains 'lm', which is of another kind; name an objective of kind "
-            "'vlm' or 'itm' or 'mmm', or name another run",
+            f"--filter {run_folder}: stage 'pairs' trains 'lm', which scores no pairs; name an objective that does, "
+            "such as 'vlm', 'itm' or 'mmm', or name another run",
         ),
         (
             ("--captioner", run_folder, "--media", "video"),
