@@ -28,7 +28,7 @@ def test_tests_run_whatever_the_checks_say(tmp_path: Path, fails: str, code: int
         ["bash", str(tmp_path / ".ci" / "run")], limit=60, capture_output=True, text=True, env=environment
     )
     made = [line for line in done.stdout.splitlines() if line.startswith("made ")]
-    assert [line.split()[-1] for line in made] == ["lint", "test"]
+    assert [line.split()[-1] for line in made] == ["install-dev", "test", "lint"]
     assert done.returncode == code, done.stderr
 
 
