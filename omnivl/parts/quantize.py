@@ -5,6 +5,7 @@ A new quantizer is a configuration with ``num_codes``, ``size`` and ``build``, a
 Shapes: K vectors, W width of a code, V codes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -90,7 +91,7 @@ QuantizerConfig = Annotated[VectorQuantizer | LookupFree, Field(discriminator="k
 """All quantizers that a plan can name, discriminated by ``kind``."""
 
 
-class Quantizer(Head):
+class Quantizer(Head, ABC):
     """Base of the quantizers. All is computed in fp32."""
 
     num_codes: int
@@ -99,10 +100,11 @@ class Quantizer(Head):
         """Operations of the search for the codes of ``vectors``, their number. It has no backward pass."""
         return 0.0
 
+    @abstractmethod
     def codes(self, vectors: Tensor) -> Tensor:
         """Numbers of the codes, int64 ``[K]``, of ``vectors [K, W]``; no gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, vectors: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """Quantizes ``vectors [K, W]``, fp32.
 
@@ -110,7 +112,6 @@ class Quantizer(Head):
             The codes' vectors ``[K, W]``, whose gradient is passed on to ``vectors`` as it is; their numbers, int64
             ``[K]``; and the quantizer's own loss, a scalar.
         """
-        raise NotImplementedError
 
 
 class NearestCode(Quantizer):

@@ -65,6 +65,24 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
     assert gpu_for_decoding("fork", 0) == gpu_for_decoding("spawn", 2) == "cuda:3"
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The devices that a GPU's decoders were called for; here they decode on the CPU."""
+    devices: list[str] = []
+
+    def picture(media: bytes, device: str) -> np.ndarray:
+        devices.append(device)
+        return decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
+
+    def frames(media: bytes, wanted: list[int], device: str) -> np.ndarray:
+        devices.append(device)
+        return decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
+
+    monkeypatch.setattr("omnivl.data.decode.jpeg_on_gpu", picture)
+    monkeypatch.setattr("omnivl.data.video.frames_on_gpu", frames)
+    return devices
+
+
 @pytest.mark.parametrize(
     ("media", "extension", "kind", "on_gpu"),
     [
@@ -78,19 +96,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
         (clip("mov", "qtrle", "argb"), "mov", "video", False),
     ],
 )
-def test_the_gpu_gets_what_it_shows_as_the_cpu_does(monkeypatch, media, extension, kind, on_gpu):
-    sent: list[str] = []
-
-    def picture(media: bytes, device: str) -> np.ndarray:
-        sent.append(device)
-        return decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
-
-    def frames(media: bytes, wanted: list[int], device: str) -> np.ndarray:
-        sent.append(device)
-        return decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
-
-    monkeypatch.setattr("omnivl.data.decode.jpeg_on_gpu", picture)
-    monkeypatch.setattr("omnivl.data.video.frames_on_gpu", frames)
+def test_the_gpu_gets_what_it_shows_as_the_cpu_does(sent, media, extension, kind, on_gpu):
     made = [
         ExampleReader(
             DataEntryConfig("s", kind), None, SIZES, key="k", seed=0, limits=DEFAULT_LIMITS, device=device
@@ -133,19 +139,7 @@ def test_only_errors_of_the_file_count_as_a_bad_sample(monkeypatch, media, exten
 
 
 @pytest.mark.parametrize(("media", "extension", "moves"), [(saved("JPEG"), "jpg", False), (clip(), "mp4", True)])
-def test_evaluations_decode_where_the_encoder_says(monkeypatch, media, extension, moves):
-    sent: list[str] = []
-
-    def picture(media: bytes, device: str) -> np.ndarray:
-        sent.append(device)
-        return decode_jpeg(media, 1, DEFAULT_LIMITS, "s")
-
-    def frames(media: bytes, wanted: list[int], device: str) -> np.ndarray:
-        sent.append(device)
-        return decode_video(media, "s", DEFAULT_LIMITS, lambda total: wanted)
-
-    monkeypatch.setattr("omnivl.data.decode.jpeg_on_gpu", picture)
-    monkeypatch.setattr("omnivl.data.video.frames_on_gpu", frames)
+def test_evaluations_decode_where_the_encoder_says(sent, media, extension, moves):
     pictures = PictureSet.of([Sample("k", "s:k", media, extension)], "video" if moves else "image", SIZES)
     shown = [
         Encoder(None, None, None, LocalGather(), torch.device("cpu"), decodes_on=device).shown(pictures, [0])
