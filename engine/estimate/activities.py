@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from engine.estimate.events import Activity, Network
-from engine.estimate.matrices import COPIED_BYTES, MOVED_BYTES, matrices_of, muon_operations, worked_on
+from engine.estimate.matrices import (
+    COPIED_BYTES,
+    COPIED_BYTES_SHARDED,
+    MOVED_BYTES,
+    matrices_of,
+    muon_operations,
+    worked_on,
+)
 from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
@@ -299,24 +306,32 @@ class StepBuilder:
         return self._over_replicas(stage, sizes, all_gather, after, GATHER, spared=spared, moved=moved)
 
     def _step_matrices(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Muon: runs of the momentum to the owners of matrices, products there, runs of the step back."""
+        """Muon: runs of the momentum to the owners of matrices, products there, runs of the step back.
+
+        Where every replica holds everything, nothing goes to the owners, and steps go to all.
+        """
         matrices = [one for size in self.sizes[stage] for one in size.matrices]
         if not matrices:
             return after
-        owning = self.replicas if self.zero else 1
+        owning = self.replicas
         if owning > 1:
             dense, banks = (
                 4.0 * sum(one.held(self.experts) for one in matrices_of(matrices, in_bank=in_bank))
                 for in_bank in (False, True)
             )
             copies = self.replicas // self.experts
-            there = all_to_all(dense / owning, self.data)
-            there += self._over_copies(lambda size, group: all_to_all(size / copies, group), banks)
-            after = (self._transfer(stage, there * 2.0, after, MATRICES),)
+            if self.zero:
+                there = all_to_all(dense / owning, self.data)
+                there += self._over_copies(lambda size, group: all_to_all(size / copies, group), banks)
+                sent = there * 2.0
+            else:
+                sent = all_gather(dense, self.data) + self._over_copies(all_gather, banks)
+            after = (self._transfer(stage, sent, after, MATRICES),)
         counts = worked_on(matrices, owning=owning, expert_parallel=self.experts)
         work = muon_operations(self.stage.optimizer.muon.settled(self.stage.parallel.precision), counts)
         runs = sum(one.elements / owning if self.zero else one.held(self.experts) for one in matrices)
-        seconds = self.hardware.seconds(work) + self.hardware.copy_seconds(COPIED_BYTES * runs)
+        seconds = self.hardware.seconds(work)
+        seconds += self.hardware.copy_seconds((COPIED_BYTES_SHARDED if self.zero else COPIED_BYTES) * runs)
         # AdamW's bytes are counted for all elements.
         seconds += self.hardware.move_seconds((MOVED_BYTES - _ADAM) * runs)
         if self.stage.parallel.offload != "none":  # the products stay on the device

@@ -16,9 +16,9 @@ from engine.step.whole import whole_shape
 from moe.sparse import served_shares
 from moe.stacked import Stacked
 
-MOVED_BYTES, COPIED_BYTES = 32, 84
-"""Bytes read and written per element beside the products: in place by momentum, decay and step; in copies to and from
-owners, by the look-ahead and the scale. A test counts them in a step."""
+MOVED_BYTES, COPIED_BYTES, COPIED_BYTES_SHARDED = 32, 64, 88
+"""Bytes read and written per element beside the products: in place by momentum, decay and step; in copies by the
+look-ahead, the scale and from owners, and where replicas hold runs also to owners. A test counts them in a step."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from engine.estimate.work import LayerSize, ModelWork
 from engine.hosts.pipeline.division import Division
 from engine.hosts.zero.sizes import BUFFERS
 from engine.plan.plan import StagePlan
-from engine.step.muon import STEP_COPIES
+from engine.step.muon import STEP_COPIES, moved_together
 
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
 
@@ -84,9 +84,10 @@ def process_memory(
     matrices = [one for size in sizes for one in size.matrices]
     moved = sum(one.elements / replicas if sharded else one.held(expert_parallel) for one in matrices)
     moments = 8 * (shard if sharded else local) - 4 * moved
-    # Whole matrices and runs of them on their way; where nothing is sharded, of one parameter after the other.
+    # Whole matrices and runs of them on their way; where nothing is sharded, of some parameters after the others.
     largest = max((one.held(expert_parallel) for one in matrices), default=0.0)
-    stepping = 4 * (STEP_COPIES * moved if sharded else (STEP_COPIES - 1) * largest)
+    together = moved if sharded else min(moved, max(largest, moved_together(replicas)))
+    stepping = 4 * (STEP_COPIES - (replicas == 1)) * together
     gradients = 4 * (shard if (zero or 0) >= 2 else local + copied)
     offload = stage.parallel.offloading
     lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas, offloads=offload.optimizer)

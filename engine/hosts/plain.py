@@ -68,7 +68,8 @@ class PlainHost(HoldingHost):
         if self.gather.replicas > 1:
             self._averager = _GradientAverager(self._trained, self.gather, group, dtype_of(communication_dtype))
         self._contrast = StepContrast(chain) if contrasts_step else None
-        store = WholeStore(self._optimizer, self._groups, chain, self.device)
+        replicas = (group or dist.group.WORLD) if self.gather.replicas > 1 else None
+        store = WholeStore(self._optimizer, self._groups, chain, self.device, replicas=replicas)
         self._holdings = Holdings(chain, store, self.gather, group)
         if self.gather.replicas > 1:
             broadcast_together(chain.state_dict().values(), group)

@@ -5,16 +5,17 @@ A ``Store`` hides how ZeRO shards a parameter. ``engine.hosts.holdings`` handles
 Shapes: n elements of a parameter, of which a replica may hold a run.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.hosts.zero.flats import FlatGathers
-from engine.step.muon import MatrixSteps, MuonConfig, Placed, matrices_in
+from engine.step.muon import MatrixSteps, Placed, matrices_in, moved_together
 from engine.step.optimizer import MOMENTS, MUON_MOMENTS, ChainOptimizer, ParameterGroup
 from omnivl.chain.chain import Chain
 
@@ -63,25 +64,38 @@ class WholeStore:
     """Every replica holds everything: the plain host, and ZeRO 0."""
 
     def __init__(
-        self, optimizer: ChainOptimizer, groups: Sequence[ParameterGroup], chain: Chain, device: torch.device
+        self,
+        optimizer: ChainOptimizer,
+        groups: Sequence[ParameterGroup],
+        chain: Chain,
+        device: torch.device,
+        *,
+        replicas: dist.ProcessGroup | None,
+        experts: dist.ProcessGroup | None = None,
     ) -> None:
-        """Works on the optimizer's own state, and tells it where matrices lie.
+        """Works on the optimizer's own state, and tells it where matrices lie. Called by every replica.
 
         Args:
-            optimizer: Over the groups.
+            optimizer: Its tensors are those of the groups that this process trains.
             groups: From ``parameter_groups``.
             chain: Whose parameters they are.
             device: Where it is.
+            replicas: Those that hold the same parameters; None where there is only this one.
+            experts: Those that hold the same experts, where experts are split; None where there is only this one.
         """
         self._optimizer = optimizer
         stacked = matrices_in(chain)
+        moved = {id(tensor) for entry in optimizer.param_groups for tensor in entry["params"]}
         for group in groups:
-            for parameter in group.parameters if group.muon is not None else ():
-                own = [Placed(0, 0, parameter.numel())]
-                options = cast("MuonConfig", group.muon)
-                optimizer.matrix_steps[id(parameter)] = MatrixSteps(
-                    [parameter], own, stacked, options, group=None, device=device
-                )
+            if (options := group.muon) is None:
+                continue
+            # What another process trains, as the stages of a pipeline do, has moments of the same names.
+            shared = (experts if group.apart else replicas) if id(group.parameters[0]) in moved else None
+            for parameters in _together(group.parameters, 1 if shared is None else dist.get_world_size(shared)):
+                ends = itertools.accumulate(one.numel() for one in parameters)
+                placed = [Placed(end - one.numel(), 0, one.numel()) for one, end in zip(parameters, ends, strict=True)]
+                steps = MatrixSteps(parameters, placed, stacked, options, group=shared, device=device, repeated=True)
+                optimizer.matrix_steps.update((id(one), steps) for one in parameters)
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
         """The parameter, or the optimizer's tensor."""
@@ -222,6 +236,19 @@ class ZeroStore:
         else:  # this replica has nothing of it
             group, offset, start, count = 0, 0, 0, 0
         return group, Placed(offset, start, count)
+
+
+def _together(parameters: Sequence[nn.Parameter], replicas: int) -> list[list[nn.Parameter]]:
+    """Parameters in their order, in bundles that are moved together."""
+    bundles: list[list[nn.Parameter]] = []
+    left = 0
+    for parameter in parameters:
+        if parameter.numel() > left:
+            bundles.append([])
+            left = moved_together(replicas)
+        bundles[-1].append(parameter)
+        left -= parameter.numel()
+    return bundles
 
 
 def _steps_of(optimizer: torch.optim.Optimizer) -> int:

@@ -1,9 +1,10 @@
 """Muon: steps of momentum, made orthogonal, for the matrices of blocks.
 
 The step of a matrix is the nearest matrix with orthonormal rows or columns to its momentum: every direction moves
-equally far, also those whose gradients are small. It needs whole matrices. Where a host shards them, replicas exchange:
-each matrix has one owner, to which all send their runs of the momentum, and which sends back their runs of the step. A
-step costs two all-to-alls of the share of each replica, and each matrix is worked on once.
+equally far, also those whose gradients are small. It needs whole matrices. Each matrix has one owner among the
+replicas, which works on it and sends the step to the others. Where a host shards them, all send the owner their runs of
+the momentum first, and get back their runs of the step: two all-to-alls of the share of each replica. Where every
+replica holds everything, only steps are sent.
 
 Shapes: P replicas, N elements of a flat tensor that a host moves as one, M matrices in it.
 """
@@ -28,9 +29,16 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _TOGETHER = 1 << 22
 """Elements of matrices of one shape that are multiplied in one batch."""
 
-STEP_COPIES = 7
-"""Copies of a flat tensor, fp32, that its step holds at most, beside those of the matrices that are multiplied at the
-moment; one fewer where a replica holds everything. A test counts them."""
+_TOGETHER_ON_CPU = 1 << 18
+"""The same on a CPU: larger batches leave its cache. Measured with matrices of 128 to 768 rows."""
+
+_MOVED_TOGETHER = 1 << 27
+"""Elements at most of parameters whose steps are made together where every replica holds everything: the step has
+copies of them."""
+
+STEP_COPIES = 4
+"""Copies of what is moved together, fp32, that its step holds at most, beside those of the matrices that are multiplied
+at the moment; one fewer where there is one replica. A test counts them."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,7 @@ class MatrixSteps:
         *,
         group: dist.ProcessGroup | None,
         device: torch.device,
+        repeated: bool = False,
     ) -> None:
         """Learns what the others hold, and divides the matrices among the replicas. Called by every replica.
 
@@ -155,12 +164,14 @@ class MatrixSteps:
             placed: Where this replica has each of them.
             stacked: By the ids of parameters, how matrices lie in them; see ``matrices_in``.
             config: Iterations, scale, precision.
-            group: The replicas that hold the rest; None where this replica holds everything.
+            group: The replicas that hold the rest, or the same; None where there is only this one.
             device: Where matrices are multiplied.
+            repeated: Whether every replica of the group holds everything, with the same momentum.
         """
         self._config, self._group, self._device = config, group, device
         self._dtype = config.dtype
-        places, me = _exchanged(placed, group, device)
+        self._repeated = repeated or group is None
+        places, me = _places_of_all(placed, group, device, repeated=repeated)
         self._matrices: list[_Matrix] = []
         held: list[list[Placed]] = [[] for _ in places]  # [P][M]
         for index, parameter in enumerate(parameters):
@@ -170,28 +181,36 @@ class MatrixSteps:
                     held[replica].append(_overlap(own[index], begin, begin + matrix.numel))
         owned = owners([product_cost(one.rows, one.columns) for one in self._matrices], len(places))
         self._owned = [index for index, owner in enumerate(owned) if owner == me]
+        self._whole = {index: held[me][index] for index in self._owned} if self._repeated else {}
         mine = [(owner, run) for owner, run in zip(owned, held[me], strict=True) if run.count > 0]
-        self._sent = sorted(mine, key=lambda pair: pair[0])
-        self._sent_counts = _totals(self._sent, len(places))
+        self._own = sorted(mine, key=lambda pair: pair[0])
+        self._own_counts = _totals(self._own, len(places))
         theirs = [(replica, index, own[index]) for replica, own in enumerate(held) for index in self._owned]
-        self._received = [one for one in theirs if one[2].count > 0]
-        self._received_counts = _totals([(replica, run) for replica, _, run in self._received], len(places))
+        self._theirs = [one for one in theirs if one[2].count > 0]
+        self._their_counts = _totals([(replica, run) for replica, _, run in self._theirs], len(places))
 
     def step(self, momentum: Tensor) -> Tensor:
         """The step ``[N]`` of this replica's runs, fp32, from its runs of the momentum; 0 where no matrix is."""
         flat = momentum.to(self._device)
-        whole = {index: flat.new_empty(self._matrices[index].numel) for index in self._owned}
-        outgoing = _joined([flat[run.offset : run.offset + run.count] for _, run in self._sent], flat)
-        arrived = self._traded(outgoing, self._sent_counts, self._received_counts)
-        for (_, index, run), values in zip(self._received, _cut(arrived, self._received), strict=True):
-            whole[index][run.start : run.start + run.count] = values
-        made = self._orthogonal(whole)
-        outgoing = _joined([made[index][run.start : run.start + run.count] for _, index, run in self._received], flat)
-        returned = self._traded(outgoing, self._received_counts, self._sent_counts)
+        made = self._orthogonal(self._owned_momentum(flat))
+        outgoing = _joined([made[index][run.start : run.start + run.count] for _, index, run in self._theirs], flat)
+        del made
+        returned = self._traded(outgoing, self._their_counts, self._own_counts)
         step = torch.zeros_like(flat)
-        for (_, run), values in zip(self._sent, _cut(returned, self._sent), strict=True):
+        for (_, run), values in zip(self._own, _cut(returned, self._own), strict=True):
             step[run.offset : run.offset + run.count] = values
         return step.to(momentum.device)
+
+    def _owned_momentum(self, flat: Tensor) -> dict[int, Tensor]:
+        """The momentum of each owned matrix, flat."""
+        if self._repeated:
+            return {index: flat[run.offset : run.offset + run.count] for index, run in self._whole.items()}
+        whole = {index: flat.new_empty(self._matrices[index].numel) for index in self._owned}
+        outgoing = _joined([flat[run.offset : run.offset + run.count] for _, run in self._own], flat)
+        arrived = self._traded(outgoing, self._own_counts, self._their_counts)
+        for (_, index, run), values in zip(self._theirs, _cut(arrived, self._theirs), strict=True):
+            whole[index][run.start : run.start + run.count] = values
+        return whole
 
     def _traded(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         return rows if self._group is None else trade_rows(rows, sent, received, self._group)
@@ -204,7 +223,7 @@ class MatrixSteps:
             by_shape.setdefault((matrix.rows, matrix.columns), []).append(index)
         made: dict[int, Tensor] = {}
         for (rows, columns), indices in by_shape.items():
-            most = together(rows, columns)
+            most = together(rows, columns, self._device.type)
             for begin in range(0, len(indices), most):
                 chosen = indices[begin : begin + most]
                 stack = torch.stack([whole[index].view(rows, columns) for index in chosen]).to(self._dtype)
@@ -229,9 +248,17 @@ def shapes_in(shape: Sequence[int], stacked: Stacked) -> tuple[int, int, int]:
     return rows // stacked.count, columns, math.prod(leading) * stacked.count
 
 
-def together(rows: int, columns: int) -> int:
-    """How many matrices of a shape are multiplied in one batch."""
-    return max(1, _TOGETHER // (rows * columns))
+def together(rows: int, columns: int, device: str = "cuda") -> int:
+    """How many matrices of a shape are multiplied in one batch, on a type of device."""
+    return max(1, (_TOGETHER_ON_CPU if device == "cpu" else _TOGETHER) // (rows * columns))
+
+
+def moved_together(replicas: int) -> int:
+    """Elements at most of parameters whose steps are made together where so many replicas hold everything.
+
+    A parameter that has more is moved alone. Each replica has a batch to multiply, so that their work is even.
+    """
+    return min(_TOGETHER * replicas, _MOVED_TOGETHER)
 
 
 def product_cost(rows: int, columns: int) -> int:
@@ -258,23 +285,38 @@ def move_matrices(
     Args:
         group: ``params``, ``lr``, ``weight_decay`` and ``muon``, a ``MuonConfig``.
         state: The optimizer's; ``exp_avg`` has the momentum.
-        steps: By the ids of the tensors, their ``MatrixSteps``.
+        steps: By the ids of the tensors, their ``MatrixSteps``. Tensors that share one lie in it in their order. Those
+            of them that have no gradient count as if it were zero; where none has one, nothing is moved.
     """
     config = cast("MuonConfig", group["muon"])
+    sharing: dict[int, list[Tensor]] = {}
     for tensor in group["params"]:
-        if tensor.grad is None:
+        sharing.setdefault(id(steps[id(tensor)]), []).append(tensor)
+    for tensors in sharing.values():
+        if all(tensor.grad is None for tensor in tensors):
             continue
+        ahead = _ahead(tensors, state, config)
+        step = steps[id(tensors[0])].step(ahead)
+        del ahead
+        torch._foreach_mul_(tensors, 1 - group["lr"] * group["weight_decay"])
+        runs = torch.split(step, [tensor.numel() for tensor in tensors])
+        moves = [run.view(tensor.shape) for run, tensor in zip(runs, tensors, strict=True)]
+        torch._foreach_add_(tensors, moves, alpha=-group["lr"])
+
+
+def _ahead(tensors: Sequence[Tensor], state: Mapping[Tensor, dict[str, Tensor]], config: MuonConfig) -> Tensor:
+    """Takes the gradients of tensors into their momentum; what is made orthogonal, ``[N]`` of all of them."""
+    for tensor in tensors:
         own = state[tensor]
         if "exp_avg" not in own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
             own["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
         own["step"] += 1
-        gradient, momentum = tensor.grad, own["exp_avg"]
-        momentum.lerp_(gradient, 1 - config.momentum)
-        ahead = gradient.lerp(momentum, config.momentum) if config.nesterov else momentum
-        step = steps[id(tensor)].step(ahead.reshape(-1))
-        tensor.mul_(1 - group["lr"] * group["weight_decay"])
-        tensor.add_(step.view(tensor.shape), alpha=-group["lr"])
+    gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
+    momenta = [state[tensor]["exp_avg"] for tensor in tensors]
+    torch._foreach_lerp_(momenta, gradients, 1 - config.momentum)
+    made = torch._foreach_lerp(gradients, momenta, config.momentum) if config.nesterov else momenta
+    return _joined([one.reshape(-1) for one in made], made[0])
 
 
 def _matrices_of(shape: Sequence[int], stacked: Stacked, config: MuonConfig) -> Iterable[tuple[_Matrix, int]]:
@@ -287,12 +329,14 @@ def _matrices_of(shape: Sequence[int], stacked: Stacked, config: MuonConfig) -> 
     return [(matrix, index * matrix.numel) for index in range(count)]
 
 
-def _exchanged(
-    placed: Sequence[Placed], group: dist.ProcessGroup | None, device: torch.device
+def _places_of_all(
+    placed: Sequence[Placed], group: dist.ProcessGroup | None, device: torch.device, *, repeated: bool
 ) -> tuple[list[list[Placed]], int]:
     """Where every replica has each parameter, and this replica's number."""
     if group is None:
         return [list(placed)], 0
+    if repeated:
+        return [list(placed)] * dist.get_world_size(group), dist.get_rank(group)
     numbers = [[one.offset, one.start, one.count] for one in placed]
     own = torch.tensor(numbers, dtype=torch.int64, device=device).view(-1, 3)
     everyone = own.new_empty((dist.get_world_size(group) * len(placed), 3))
@@ -321,4 +365,6 @@ def _cut(values: Tensor, runs: Sequence[tuple[Any, ...]]) -> tuple[Tensor, ...]:
 
 
 def _joined(runs: Sequence[Tensor], like: Tensor) -> Tensor:
+    if len(runs) == 1:
+        return runs[0]
     return torch.cat(list(runs)) if runs else like.new_empty(0)

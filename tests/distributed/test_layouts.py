@@ -323,9 +323,14 @@ def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
         ("real", 2, ["zero3-built", "zero3-built-offload_all", "zero3-offload_all-files", "zero2-offload-files"]),
         *matrix(),
         ("synthetic-muon", 2, [*LAYOUTS[2], "zero2-offload"]),
-        ("real-limoe-joint-muon", 2, ["zero1", "zero3-built", "zero3-offload_all-files", *CUT_EXPERTS[2][-2:]]),
+        (
+            *("real-limoe-joint-muon", 2),
+            ["plain", "zero1", "zero3-built", "zero3-offload_all-files", "zero0-ep2", *CUT_EXPERTS[2][-2:]],
+        ),
         _case(
-            "real-limoe-joint-muon", 4, ["zero2", "zero3", "pipe2-zero1", "pipe4-zero0", *CUT_EXPERTS[4][-2:]], False
+            *("real-limoe-joint-muon", 4),
+            ["zero0-ep2", "zero2", "zero3", "pipe2-zero1", "pipe4-zero0", *CUT_EXPERTS[4][-2:]],
+            False,
         ),
         ("real-recompute", 2, ["zero3"]),
         ("real-attribute", 2, ["plain", "zero3"]),

@@ -131,7 +131,10 @@ class PipelineHost(HoldingHost):
         if zero_stage == 1:
             store: Store = ZeroStore(self._engine, 1, named, chain, self.device, self._gathers)
         else:
-            store = WholeStore(self._optimizer, named, chain, self.device)
+            replicas = self.place.data_group if self.gather.replicas > 1 else None
+            store = WholeStore(
+                *(self._optimizer, named, chain, self.device), replicas=replicas, experts=self._experts.replicas
+            )
         self._holdings = Holdings(
             chain, store, make_gather(), own=self._own, writers=self.gather, borrow=self._borrowed
         )

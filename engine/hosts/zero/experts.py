@@ -25,6 +25,7 @@ class ExpertParallel:
         size: P.
         group_name: What DeepSpeed calls the groups.
         group: The processes that together hold one copy of every bank; None where no bank is split.
+        replicas: The processes of a pipeline stage that hold the same experts; None where no bank is split.
         copies: Copies of every bank among the processes of a pipeline stage.
     """
 
@@ -40,7 +41,7 @@ class ExpertParallel:
         """
         self.size, self.group_name = size, f"ep_size_{size}"
         self.group: dist.ProcessGroup | None = None
-        self._replicas: dist.ProcessGroup | None = None
+        self.replicas: dist.ProcessGroup | None = None
         processes = dist.get_world_size() // stages
         self.copies = processes // size
         if size == 1:
@@ -48,7 +49,7 @@ class ExpertParallel:
         if processes % size != 0:
             allowed = "allowed is a divisor of their number; change it or launch.processes"
             raise PlanError([f"{self._field} for {processes} processes; {allowed}"])
-        self.group, self._replicas = _groups(self.group_name, size, stages)
+        self.group, self.replicas = _groups(self.group_name, size, stages)
 
     def cut(self, part: nn.Module) -> None:
         """Splits every bank of a chain, or of a layer of it, that is not split yet. Called by every process.
@@ -99,7 +100,7 @@ class ExpertParallel:
         # partitioned over all processes, which mixes different experts and raises no error.
         parameter.ds_zero_placement_family = "autoep_expert"
         parameter.ds_zero_partition_group_name = self.group_name
-        parameter.ds_zero_partition_process_group = self._replicas
+        parameter.ds_zero_partition_process_group = self.replicas
 
     def sign(self) -> nn.Module | None:
         """A module without parameters by which ZeRO 0 to 2 recognise a model with experts; None if none are split."""

@@ -133,7 +133,10 @@ class ZeroHost(HoldingHost):
         if zero_stage > 0:
             store: Store = ZeroStore(self._engine, zero_stage, self._groups, chain, self.device, self._gathers)
         else:
-            store = WholeStore(self._optimizer, self._groups, chain, self.device)
+            replicas = dist.group.WORLD if self.gather.replicas > 1 else None
+            store = WholeStore(
+                *(self._optimizer, self._groups, chain, self.device), replicas=replicas, experts=self._experts.replicas
+            )
         self._average: Callable[[Tensor], StepAverages] | None = None
         self._averages = StepAverages({})
         if zero_stage > 0:

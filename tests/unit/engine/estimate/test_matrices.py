@@ -10,7 +10,15 @@ import torch
 
 from engine.estimate.activities import MATRICES, OPTIMIZER
 from engine.estimate.hardware import HardwareConfig
-from engine.estimate.matrices import COPIED_BYTES, MOVED_BYTES, Matrices, layer_matrices, muon_operations, worked_on
+from engine.estimate.matrices import (
+    COPIED_BYTES,
+    COPIED_BYTES_SHARDED,
+    MOVED_BYTES,
+    Matrices,
+    layer_matrices,
+    muon_operations,
+    worked_on,
+)
 from engine.estimate.memory import process_memory
 from engine.estimate.operations import OperationCounter
 from engine.estimate.step import estimate_step
@@ -65,19 +73,31 @@ def test_owners_share_the_matrices() -> None:
     assert worked_on(matrices, owning=4, expert_parallel=2) == {(8, 8): 2, (16, 8): 2}
 
 
-def test_bytes_beside_the_products_are_those_of_a_step() -> None:
+@pytest.mark.parametrize(("sharded", "replicas"), [(False, 1), (False, 2), (True, 2)])
+def test_bytes_beside_the_products_are_those_of_a_step(
+    sharded: bool, replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange reads what it sends and writes what arrives."""
+    if replicas > 1:
+        monkeypatch.setattr(MatrixSteps, "_traded", lambda _, rows, *counts: rows.clone())
     config = MuonConfig(precision="fp32")
-    weight = torch.nn.Parameter(torch.randn(96, 64))
-    weight.grad = torch.randn(96, 64)
-    steps = MatrixSteps([weight], [Placed(0, 0, weight.numel())], {}, config, group=None, device=torch.device("cpu"))
-    group = {"params": [weight], "lr": 0.1, "weight_decay": 0.1, "muon": config}
-    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {weight: {}}
-    move_matrices(group, state, {id(weight): steps})  # makes the moment
+    weights = [torch.nn.Parameter(torch.randn(96, 64)) for _ in range(3)]
+    placed = [Placed(number * 96 * 64, 0, 96 * 64) for number in range(3)]
+    steps = MatrixSteps(weights, placed, {}, config, group=None, device=torch.device("cpu"))
+    monkeypatch.setattr(steps, "_repeated", not sharded)
+    tensors = [torch.cat([one.detach().flatten() for one in weights]).requires_grad_()] if sharded else weights
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+    group = {"params": tensors, "lr": 0.1, "weight_decay": 0.1, "muon": config}
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {tensor: {} for tensor in tensors}
+    move_matrices(group, state, dict.fromkeys(map(id, tensors), steps))  # makes the moments
     with OperationCounter() as counter:
-        move_matrices(group, state, {id(weight): steps})
+        move_matrices(group, state, dict.fromkeys(map(id, tensors), steps))
     counted = sum(one.bytes * times for one, times in counter.found.items())
-    products = sum(one.bytes * times for one, times in muon_operations(config, {(96, 64): 1}).items())
-    assert (counted - products) / weight.numel() == pytest.approx(MOVED_BYTES + COPIED_BYTES, rel=0.1)
+    products = sum(one.bytes * times for one, times in muon_operations(config, {(96, 64): 3}).items())
+    copied = COPIED_BYTES_SHARDED if sharded else COPIED_BYTES
+    elements = sum(tensor.numel() for tensor in tensors)
+    assert (counted - products) / elements == pytest.approx(MOVED_BYTES + copied, rel=0.05)
 
 
 def test_a_matrix_has_one_moment(even_work: Work) -> None:
@@ -99,12 +119,20 @@ def test_replicas_exchange_runs_twice_and_multiply(machine: HardwareConfig, even
     as_adamw = replace(stage, optimizer=OptimizerConfig())
     times = [estimate_step(one, even_work(4), Cluster(slow, 1, 4)).exposed[OPTIMIZER] for one in (stage, as_adamw)]
     assert times[0] == times[1], "without matrices it costs what AdamW costs"
-    alone, shared = (
-        estimate_step(_stage(host="zero", zero_stage=zero), work, Cluster(slow, 1, 4)).exposed[OPTIMIZER]
-        for zero in (0, 2)
+    alone, repeated, shared = (
+        estimate_step(_stage(host="zero", zero_stage=zero), work, Cluster(slow, 1, replicas)).exposed[OPTIMIZER]
+        for zero, replicas in ((0, 1), (0, 4), (2, 4))
     )
-    assert alone > 4 * FLOPS * 5000 / 1e9 > 3 * shared
-    assert MATRICES not in estimate_step(_stage(host="plain"), work, Cluster(machine, 1, 4)).traffic
+    assert alone > 4 * FLOPS * 5000 / 1e9 > 3 * repeated
+    assert repeated == pytest.approx(shared, rel=0.05), "copies of everything beside the products"
+
+
+def test_replicas_that_hold_everything_send_their_steps_to_all(machine: HardwareConfig, even_work: Work) -> None:
+    work = _with_matrices(even_work(4), Matrices(8, 24, 5000))
+    elements = 4 * 5000 * 8 * 24
+    traffic = estimate_step(_stage(host="plain"), work, Cluster(machine, 1, 4)).traffic
+    assert traffic[MATRICES].within == pytest.approx(3 / 4 * 4 * elements)
+    assert MATRICES not in estimate_step(_stage(host="plain"), work, Cluster(machine, 1, 1)).traffic
 
 
 @pytest.mark.parametrize("ffn", real.FILLINGS)
@@ -113,7 +141,7 @@ def test_moments_are_as_many_bytes_as_a_step_leaves(ffn: str, even_work: Work) -
     config = OptimizerConfig(kind="muon")
     groups = parameter_groups(chain, config)
     optimizer = ChainOptimizer([group.options for group in groups], config)
-    WholeStore(optimizer, groups, chain, torch.device("cpu"))  # tells the optimizer where matrices lie
+    WholeStore(optimizer, groups, chain, torch.device("cpu"), replicas=None)  # tells the optimizer where matrices lie
     trained = [one for group in groups for one in group.parameters]
     for one in trained:
         one.grad = torch.randn_like(one)

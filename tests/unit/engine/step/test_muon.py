@@ -93,24 +93,28 @@ def test_a_matrix_without_gradient_stays() -> None:
     assert torch.equal(orthogonalised(torch.zeros(4, 6), 5), torch.zeros(4, 6))
 
 
-def test_copies_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sharded", "replicas", "copies"), [(True, True, STEP_COPIES), (False, True, STEP_COPIES), (False, False, 3)]
+)
+def test_copies_of_a_step(sharded: bool, replicas: bool, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted with matrices of which one is multiplied at a time; an exchange copies what it sends."""
-    monkeypatch.setattr(muon, "_TOGETHER", 1)
+    monkeypatch.setattr(muon, "_TOGETHER_ON_CPU", 1)
+    if replicas:
+        monkeypatch.setattr(MatrixSteps, "_traded", lambda _, rows, *counts: rows.clone())
     weights = [nn.Parameter(torch.randn(16, 16)) for _ in range(200)]
-    flat = torch.cat([one.detach().flatten() for one in weights]).requires_grad_()
-    flat.grad = torch.randn_like(flat)
     config = MuonConfig(precision="fp32")
     placed = [Placed(number * 256, 0, 256) for number in range(200)]
-    group = {"params": [flat], "lr": 0.1, "weight_decay": 0.1, "muon": config}
-    for copies, traded in ((STEP_COPIES - 1, None), (STEP_COPIES, lambda _, rows, *counts: rows.clone())):
-        if traded is not None:
-            monkeypatch.setattr(MatrixSteps, "_traded", traded)
-        steps = {id(flat): MatrixSteps(weights, placed, {}, config, group=None, device=flat.device)}
-        state: dict[torch.Tensor, dict[str, torch.Tensor]] = {flat: {}}
-        move_matrices(group, state, steps)  # makes the moment
-        with Allocations() as tracker:
-            move_matrices(group, state, steps)
-        assert tracker.most / flat.nbytes == pytest.approx(copies, rel=0.05)
+    steps = MatrixSteps(weights, placed, {}, config, group=None, device=torch.device("cpu"))
+    monkeypatch.setattr(steps, "_repeated", not sharded)
+    tensors = [torch.cat([one.detach().flatten() for one in weights]).requires_grad_()] if sharded else weights
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+    group = {"params": tensors, "lr": 0.1, "weight_decay": 0.1, "muon": config}
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {tensor: {} for tensor in tensors}
+    move_matrices(group, state, dict.fromkeys(map(id, tensors), steps))  # makes the moments
+    with Allocations() as tracker:
+        move_matrices(group, state, dict.fromkeys(map(id, tensors), steps))
+    assert tracker.most / sum(tensor.nbytes for tensor in tensors) == pytest.approx(copies, rel=0.05)
 
 
 def test_stacked_maps_and_experts_are_orthogonal_each_for_itself() -> None:

@@ -44,9 +44,9 @@ def test_bytes_of_a_process_with_muon() -> None:
     moved = {id(one) for one in (layers[1].trained, layers[0].resting)}  # what is not trained has no moments
     assert ZeroSizes.share_bytes(layers, 4, moved) == (16 * 6_000_001 + 12 * 5_000_000 + 4 * 14_000_000) // 4
     sizes = ZeroSizes(bucket=10, prefetch=10, live=30, reuse=10)
-    assert sizes.transient_bytes(4) == 4 * (10 + 30), "whole layers are more than a step holds"
-    assert sizes.transient_bytes(5) == 4 * (10 + 7 * 5)
-    assert sizes.transient_bytes(100) == 4 * (10 + 7 * 10), "a bucket is stepped at a time"
+    assert sizes.transient_bytes(7) == 4 * (10 + 30), "whole layers are more than a step holds"
+    assert sizes.transient_bytes(9) == 4 * (10 + 4 * 9)
+    assert sizes.transient_bytes(100) == 4 * (10 + 4 * 10), "a bucket is stepped at a time"
 
 
 def test_what_a_stage_reads_of_it() -> None:
