@@ -5,10 +5,10 @@ A new architecture is one file with one such class, one entry in the union in ``
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextInput
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.sizes import MomentumConfig, Recompute, Transformer
+
+_Part = TypeVar("_Part")
 
 Layers = Iterator[tuple[str, ChainLayer]]
 """Layers with their names, in the order in which they are built and, unless ``Architecture.order`` differs, run."""
@@ -220,24 +222,30 @@ class Architecture(ABC):
 
     def recomputing(self, mode: Recompute) -> Self:
         """The same with one mode of recomputation for all stacks."""
-        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        changed: dict[str, Any] = {
-            name: replace(value, recompute=mode) for name, value in fields.items() if isinstance(value, Transformer)
-        }
-        if "recompute" in fields:
-            changed["recompute"] = mode
-        return replace(self, **changed)
+        same = _with_stacks(self, lambda stack: replace(stack, recompute=mode))
+        names = {entry.name for entry in dataclasses.fields(self)}
+        changed: dict[str, Any] = {"recompute": mode} if "recompute" in names else {}
+        return replace(same, **changed)
 
     def portable(self) -> Self:
         """The same for machines on which an optional package is not installed."""
-        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        changed: dict[str, Any] = {}
-        for name, value in fields.items():
-            if isinstance(value, Transformer):
-                changed[name] = replace(value, ffn=for_any_machine(value.ffn))
-            elif name == "ffn":
-                changed[name] = for_any_machine(value)
-        return replace(self, **changed)
+        same = _with_stacks(self, lambda stack: replace(stack, ffn=for_any_machine(stack.ffn)))
+        ffn: FeedForwardConfig | None = getattr(self, "ffn", None)
+        changed: dict[str, Any] = {} if ffn is None else {"ffn": for_any_machine(ffn)}
+        return replace(same, **changed)
+
+
+def _with_stacks(part: _Part, change: Callable[[Transformer], Transformer]) -> _Part:
+    """An architecture, or a part of it, with each stack changed that lies in it or in its parts."""
+    assert dataclasses.is_dataclass(part)
+    changed: dict[str, Any] = {}
+    for entry in dataclasses.fields(part):
+        value = getattr(part, entry.name)
+        if isinstance(value, Transformer):
+            changed[entry.name] = change(value)
+        elif dataclasses.is_dataclass(value):
+            changed[entry.name] = _with_stacks(value, change)
+    return cast("_Part", replace(cast("Any", part), **changed))
 
 
 def widths_of(stacks: Mapping[str, Transformer]) -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
 from omnivl.architectures import ArchitectureConfig, OmniVL, Unified, VisionConfig
-from omnivl.architectures.base import check
+from omnivl.architectures.base import _with_stacks, check
 from omnivl.architectures.build import build_chain
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
@@ -20,6 +20,17 @@ from omnivl.errors import ModelError
 def test_every_preset_fits_together():
     for config in OmniVL.presets.values():
         check(config)
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(ArchitectureConfig)[0]), ids=lambda kind: kind.__name__)
+def test_what_is_asked_of_all_stacks_reaches_those_of_parts(kind):
+    """A language model is a part of an architecture, and has a stack."""
+    routed = LIMoEConfig(num_experts=2, implementation="loop")
+    for preset in kind.presets.values():
+        assert preset.recomputing("ffn").recomputed == ("ffn",)
+        changed = _with_stacks(preset, lambda stack: replace(stack, ffn=routed)).portable()
+        if not hasattr(preset, "ffn"):  # which fills every stack
+            assert {ffn.implementation for ffn in changed.fillings.values()} == {"auto"}
 
 
 def test_no_architecture_imports_the_compiler_before_it_has_storage():
