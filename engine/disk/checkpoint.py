@@ -18,7 +18,7 @@ it ``loader-00000.json`` and ``generators-00000.pt``.
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,7 @@ from engine.hosts.base import Host
 from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.shards import INDEX
 from engine.processes import ranks
-from engine.processes.files import FileRecord, first_damaged, read_whole, remove_folder
+from engine.processes.files import FileRecord, damaged_ranges, read_whole, remove_folder
 from engine.processes.seeds import restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
@@ -130,23 +130,93 @@ def find_fault(checkpoint: Path) -> str | None:
     Args:
         checkpoint: A ``step-...`` folder.
     """
+    listed = _listed(checkpoint)
+    if listed.fault is not None:
+        return listed.fault
+    damage = _damage(checkpoint, listed.files)
+    return None if damage is None else damage.fault
+
+
+def find_fault_together(checkpoint: Path) -> str | None:
+    """As ``find_fault``, by all processes, each of which reads its share of the bytes. Called by every process.
+
+    Args:
+        checkpoint: A ``step-...`` folder that every process can read.
+    """
+    listed = ranks.on_first(lambda: _listed(checkpoint), _Listed)
+    if listed.fault is not None:
+        return listed.fault
+    sizes = [record["bytes"] for of_file in listed.files.values() for record in of_file]
+    largest_first = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    own = frozenset(largest_first[ranks.rank() :: ranks.world_size()])
+    found = ranks.gather(_damage(checkpoint, listed.files, own), _Damage | None)
+    damage = min((one for one in found if one is not None), key=lambda one: one.place, default=None)
+    return None if damage is None else damage.fault
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What a manifest says.
+
+    Attributes:
+        files: Of each file the records of its ranges.
+        fault: What is wrong with the manifest, or with a file that is missing or of another size; None if nothing is.
+    """
+
+    files: dict[str, list[FileRecord]]
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """A range of a file that is not as recorded, or that cannot be read.
+
+    Attributes:
+        place: Its place among all ranges of all files.
+        fault: In words.
+    """
+
+    place: int
+    fault: str
+
+
+def _listed(checkpoint: Path) -> _Listed:
     try:
         files = read_manifest(checkpoint)
         for name, ranges in files.items():
             file, size = checkpoint / name, sum(one["bytes"] for one in ranges)
             if not file.is_file():
-                return f"{name} is missing"
+                return _Listed({}, f"{name} is missing")
             if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
-        for name, ranges in files.items():
-            if (damaged := first_damaged(checkpoint / name, ranges)) is not None:
-                where = f" for {_bytes_of(damaged, ranges)}" if len(ranges) > 1 else ""
-                return f"{name} does not have the SHA-256 that the manifest says{where}"
+                return _Listed({}, f"{name} has {file.stat().st_size} bytes, the manifest says {size}")
     except CheckpointError as error:
-        return str(error)
+        return _Listed({}, str(error))
     except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
+        return _Listed({}, _unreadable(error))
+    return _Listed(files, None)
+
+
+def _damage(
+    checkpoint: Path, files: Mapping[str, Sequence[FileRecord]], chosen: Collection[int] | None = None
+) -> _Damage | None:
+    """The first range that is not as recorded, among all of all files or those in the chosen places; None: all are."""
+    place = 0
+    for name, of_file in files.items():
+        own = [index for index in range(len(of_file)) if chosen is None or place + index in chosen]
+        try:
+            damaged = next(damaged_ranges(checkpoint / name, of_file, own), None) if own else None
+        except OSError as error:
+            return _Damage(place + own[0], _unreadable(error))
+        if damaged is not None:
+            where = f" for {_bytes_of(damaged, of_file)}" if len(of_file) > 1 else ""
+            fault = f"{name} does not have the SHA-256 that the manifest says{where}"
+            return _Damage(place + damaged, fault)
+        place += len(of_file)
     return None
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename} cannot be read ({error.strerror})"
 
 
 def _bytes_of(index: int, ranges: Sequence[FileRecord]) -> str:
@@ -213,16 +283,24 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match is not None)
 
 
-def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_complete(
+    folder: Path,
+    warn: Callable[[str], None],
+    *,
+    steps: Sequence[int] | None = None,
+    find: Callable[[Path], str | None] = find_fault,
+) -> Path | None:
     """Finds the newest checkpoint that is whole.
 
     Args:
         folder: The stage's ``checkpoints`` folder.
         warn: Called with one message for each checkpoint that is skipped, with the reason.
+        steps: Of its checkpoints, ascending; None looks for them.
+        find: ``find_fault``, or ``find_fault_together`` where every process calls this, with the same steps.
     """
-    for step in reversed(checkpoint_steps(folder)):
+    for step in reversed(checkpoint_steps(folder) if steps is None else steps):
         candidate = step_folder(folder, step)
-        fault = find_fault(candidate)
+        fault = find(candidate)
         if fault is None:
             return candidate
         warn(f"checkpoint {candidate} is passed over: {fault}")

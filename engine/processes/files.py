@@ -1,10 +1,11 @@
 """Writes files so that they are on the disk when the function returns, and reads those that may be damaged."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -111,26 +112,28 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def first_damaged(path: Path, records: Sequence[FileRecord]) -> int | None:
-    """The index of the first range of a regular file that is not as recorded; None if all are.
+def damaged_ranges(path: Path, records: Sequence[FileRecord], chosen: Iterable[int]) -> Iterator[int]:
+    """Indices of the ranges of a regular file that are not as recorded.
 
     Args:
         path: The file.
         records: Of its ranges, which follow each other from its beginning.
+        chosen: Indices of those that are read.
 
     Raises:
         OSError: It cannot be read, or is no regular file.
     """
+    begins = [0, *itertools.accumulate(record["bytes"] for record in records)]
     buffer = memoryview(bytearray(min(_CHUNK, max((record["bytes"] for record in records), default=0))))
     with open_plain(path) as file:
-        for index, record in enumerate(records):
-            left, digest = record["bytes"], hashlib.sha256()
+        for index in chosen:
+            file.seek(begins[index])
+            left, digest = records[index]["bytes"], hashlib.sha256()
             while left > 0 and (count := file.readinto(buffer[:left])) > 0:
                 digest.update(buffer[:count])
                 left -= count
-            if left > 0 or digest.hexdigest() != record["sha256"]:
-                return index
-    return None
+            if left > 0 or digest.hexdigest() != records[index]["sha256"]:
+                yield index
 
 
 def read_whole(path: Path) -> bytes:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.disk.checkpoint import SavedLayout, TrainerState, load_checkpoint, newest_complete, remove_leftovers
+from engine.disk.checkpoint import (
+    SavedLayout,
+    TrainerState,
+    checkpoint_steps,
+    find_fault_together,
+    load_checkpoint,
+    newest_complete,
+    remove_leftovers,
+)
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
@@ -68,13 +76,15 @@ def find(folder: StageFolder, tell: Callable[[str], None]) -> Found:
         tell: Gets a message about each checkpoint that is passed over.
     """
 
-    def choose() -> Found:
+    def look() -> tuple[list[int], tuple[Rollback, ...]]:
         remove_leftovers(folder.checkpoints)
         rollbacks = read_rollbacks(folder.rollbacks)
         remove_void(folder.checkpoints, rollbacks)
-        return Found(newest_complete(folder.checkpoints, tell), rollbacks)
+        return checkpoint_steps(folder.checkpoints), rollbacks
 
-    return ranks.on_first(choose, Found)
+    steps, rollbacks = ranks.on_first(look, tuple[list[int], tuple[Rollback, ...]])
+    found = newest_complete(folder.checkpoints, tell, steps=steps, find=find_fault_together)
+    return Found(found, rollbacks)
 
 
 def resume(

@@ -15,7 +15,7 @@ from engine.hosts import shards, shared_file
 from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.shards import KeptMemory, Piece, Records, Shard, make_shard, share
 from engine.hosts.shared_file import Part, place_among
-from engine.processes.files import first_damaged, write_ranges, write_synced
+from engine.processes.files import damaged_ranges, write_ranges, write_synced
 
 TENSORS = {
     "weight/a.matrix": torch.arange(35, dtype=torch.float32).view(5, 7),
@@ -73,7 +73,7 @@ def test_a_lone_process_writes_tensors_that_anything_reads(tmp_path: Path) -> No
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[key], tensor) and found[key].shape == tensor.shape for key, tensor in TENSORS.items())
     for name, ranges in records.items():
-        assert first_damaged(tmp_path / name, ranges) is None
+        assert not list(damaged_ranges(tmp_path / name, ranges, range(len(ranges))))
         assert sum(record["bytes"] for record in ranges) == (tmp_path / name).stat().st_size
     assert sorted(records) == sorted(path.name for path in tmp_path.iterdir())
 
@@ -202,10 +202,11 @@ def test_ranges_of_a_file_are_hashed_one_by_one(tmp_path: Path, monkeypatch: pyt
     assert file.read_bytes() == content
     records = [record for pair in zip(before, behind, strict=True) for record in pair]
     assert [record["bytes"] for record in records] == [4, 4, 2, 14]
-    assert first_damaged(file, records) is None
+    assert not list(damaged_ranges(file, records, range(4)))
     damaged = [0] * 4 + [1] * 4 + [2] * 2 + [3] * 14
     for place, expected in enumerate(damaged):
         file.write_bytes(content[:place] + b"?" + content[place + 1 :])
-        assert first_damaged(file, records) == expected, place
+        assert list(damaged_ranges(file, records, range(4))) == [expected], place
+        assert list(damaged_ranges(file, records, [1, 3])) == [one for one in (1, 3) if one == expected], place
     file.write_bytes(content[:-1])
-    assert first_damaged(file, records) == 3
+    assert list(damaged_ranges(file, records, range(4))) == [3]
