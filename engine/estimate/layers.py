@@ -93,8 +93,8 @@ def blank_states(
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, int], int]:
     """Bytes that each of ``chain.passes`` keeps for its backward pass, the largest over some micro-batches.
 
-    Weights that are cast to another type count; weights themselves and tensors that an earlier layer keeps do not. A
-    recomputed part counts with its input only.
+    Weights that are cast to another type count; weights themselves and tensors that an earlier layer keeps, or that
+    are kept for later steps, do not. A recomputed part counts with its input only.
 
     Args:
         chain: Built on ``meta``.
@@ -119,8 +119,12 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, i
             saved = torch.autograd.graph.saved_tensors_hooks(partial(keep, place=place), _same)
             with saved, accelerator_kernels(), followed:
                 state = layer(state)
-        for number, (place, size) in followed.held().items():
-            if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
+        held = followed.held()
+        del state
+        alive.clear()
+        outlasting = followed.held().keys()  # masks that are made once for all steps, by whoever needs them first
+        for number, (place, size) in held.items():
+            if number not in known and number not in outlasting:  # not saved by autograd: inputs of what is recomputed
                 kept[place] += size
         found = [max(pair) for pair in zip(found, kept, strict=True)]
     return dict(zip(chain.passes, found, strict=True))

@@ -12,6 +12,7 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import load_tokenizer
+from omnivl.parts.recompute import recomputed
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 SMALL = ["batch.micro_batch_size_per_gpu=4", "parallel.precision=fp32"]
@@ -45,6 +46,18 @@ def test_each_pass_of_a_layer_keeps_its_own() -> None:
     assert activation_bytes(chain, [state]) == {("a", 0): 2 * rows, ("a", 1): rows}
 
 
+def test_a_recomputed_pass_keeps_its_input_and_no_pass_what_is_made_once() -> None:
+    """The mask is made by the pass that first needs it, and kept by whoever made it for all later steps."""
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            chain = Chain({"a": MaskedProduct(8), "b": MaskedProduct(8)})
+            state = State({"text": torch.zeros(3, 5, 8)}, StepLayout("image_text", 3, 1))
+        rows = 4 * 3 * 5 * 8
+        first, second = activation_bytes(chain, [state]), activation_bytes(chain, [state])
+        assert first == second
+        assert first["a", 0] == rows, "the input of b, which a made; a's own is the caller's"
+
+
 @pytest.mark.parametrize("ffn", ["dense", "limoe"])
 def test_activations_without_memory_are_those_of_a_device(ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The accelerator's kernels, wherever this runs: a CPU leaves padding out and multiplies experts in a batch.
@@ -74,6 +87,20 @@ def test_a_dearer_layer_takes_longer() -> None:
     chain = Chain({"narrow": Product(512), "wide": Wide(512, 12)})
     seconds = layer_seconds(chain, [State({"text": torch.randn(64, 16, 512)}, layout)])
     assert seconds["wide", 0] > 3 * seconds["narrow", 0] > 0
+
+
+class MaskedProduct(Product):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.masks: dict[int, torch.Tensor] = {}
+
+    def forward(self, state: State) -> State:
+        rows = state["text"]
+        if rows.shape[1] not in self.masks:
+            self.masks[rows.shape[1]] = torch.ones(rows.shape[1], 1, dtype=torch.bool, device=rows.device)
+        mask = self.masks[rows.shape[1]]
+        made = recomputed(True, lambda rows: (rows @ self.weight).tanh().sin().where(mask, 0.0), rows)
+        return state.updated(text=made)
 
 
 class Wide(ChainLayer):
