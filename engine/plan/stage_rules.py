@@ -122,9 +122,10 @@ def objectives_name_entries(stage: StagePlan) -> Iterator[Problem]:
 
 
 def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
-    """Each objective acts on some entry of the stage's data."""
+    """Each objective acts on some entry of the stage's data, or others read its head."""
+    read = {key for objective in stage.objectives for key in objective.borrows}
     for index, objective in enumerate(stage.objectives):
-        if stage.data and not _asked(stage, objective):
+        if stage.data and objective.key not in read and not _asked(stage, objective):
             kinds = sorted({entry.kind for entry in stage.data})
             acts = ", ".join(objective.demands_of_kinds) or "nothing"
             got = f"{objective.key!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
@@ -178,9 +179,11 @@ def _asked(stage: StagePlan, objective: Objective) -> dict[str, Demands]:
 
 
 def objectives_fit(stage: StagePlan) -> Iterator[Problem]:
-    """Each objective fits the sizes of samples and the micro-batch."""
+    """Each objective fits the sizes of samples and the micro-batch, and the other objectives."""
+    by_key = {objective.key: objective for objective in stage.objectives}
     for index, objective in enumerate(stage.objectives):
-        for misfit in objective.misfits(stage.model.inputs, stage.batch.micro_batch_size_per_gpu):
+        misfits = objective.misfits(stage.model.inputs, stage.batch.micro_batch_size_per_gpu)
+        for misfit in (*misfits, *objective.misfits_beside(by_key)):
             yield Problem(("objectives", index, *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 

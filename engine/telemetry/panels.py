@@ -14,6 +14,7 @@ _OBJECTIVES: Mapping[str, str] = {
     "choose": "choice among options",
     "classify": "classification",
     "clip": "CLIP",
+    "diffusion": "drawing",
     "itc": "ITC",
     "intra_modal": "contrast within a modality",
     "itm": "ITM",

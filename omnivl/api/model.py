@@ -20,9 +20,11 @@ from omnivl.api.routing import Routing, routing_of
 from omnivl.data.sizes import InputSizes
 from omnivl.data.templates import unknown_places
 from omnivl.errors import UserError
+from omnivl.inference.draw import kept_outside
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.given import Clip, Picture, each_picture, given_texts
 from omnivl.inference.pictures import Media, PictureSet
+from omnivl.objectives.diffusion import Diffusion
 from omnivl.parts.project import Project
 from omnivl.parts.similarity import similarity
 from omnivl.tasks.captions import write_captions
@@ -206,6 +208,52 @@ class Model:
                 for text in write_captions(some, encoder, objective, num_beams)
             ]
 
+    def draw(
+        self,
+        texts: str | Iterable[str],
+        *,
+        beside: Any = None,
+        region: tuple[float, float, float, float] | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Draws a picture for each text, as the task ``drawing``; equal seeds and places give equal drawings.
+
+        Args:
+            texts: One text or several.
+            beside: As many pictures, of which a region is drawn anew; None: all is drawn.
+            region: With ``beside``, left, top, right and bottom of that region, as shares of width and height of what
+                the model sees. Patches of which it covers a part are drawn.
+            seed: Of the noise that drawings start from.
+            batch_size: Pictures per forward pass.
+
+        Returns:
+            uint8 ``[N, 3, H, W]`` on the CPU.
+        """
+        objective = next((key for key, one in self.encoder.chain.objectives.items() if isinstance(one, Diffusion)), "")
+        self._require("draw", Head(objective or "diffusion"))
+        told = given_texts(texts, "texts")
+        if (beside is None) != (region is None):
+            raise UserError("draw: got one of beside and region; allowed are both, or neither; give the other, too")
+        encoder = self._encoder(batch_size)
+        check_words(encoder.tokenizer, "texts", told)
+        with torch.no_grad():
+            if beside is None or region is None:
+                return encoder.draw(objective, told, seed=seed)
+            left, top, right, bottom = region
+            if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
+                raise UserError(
+                    f"region: got {region}; allowed are left < right and top < bottom from 0 to 1; change it"
+                )
+            pictures = next(self._sets("draw", beside, "image", len(told) + 1))
+            if len(pictures) != len(told):
+                raise UserError(
+                    f"draw: got {len(told)} texts and {'more' if len(pictures) > len(told) else len(pictures)} pictures; "
+                    "allowed is one for each; change either"
+                )
+            kept = kept_outside(region, encoder.model.inputs.grid(False)).expand(len(told), -1)
+            return encoder.draw(objective, told, seed=seed, beside=pictures, kept=kept)
+
     def search(self, query: Query, among: Tensor | Iterable[Any], top: int = 10, batch_size: int = 32) -> list[Match]:
         """What among some pictures, clips or texts is nearest to a query.
 
@@ -290,7 +338,9 @@ class Model:
         needs: dict[str, Need] = {"encode, classify, search": Embeddings(), "routing": Routers()}
         own = self._stages[self.origin.stage]
         able = [name for name, need in needs.items() if need.lack(own) is None]
-        return ", ".join([*able, *(["caption"] if self.encoder.writings else [])]) or "none of the methods"
+        draws = any(isinstance(one, Diffusion) for one in self.encoder.chain.objectives.values())
+        own_heads = [name for name, has in (("caption", self.encoder.writings), ("draw", draws)) if has]
+        return ", ".join([*able, *own_heads]) or "none of the methods"
 
     def _require(self, method: str, need: Need) -> None:
         """Checks that the stage has what a method needs.

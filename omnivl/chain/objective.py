@@ -191,11 +191,13 @@ class Heads:
         own: The head that ``build_head`` made; None if it makes none.
         vocabulary: The vocabulary head that all objectives on words share, if ``reads`` names ``vocabulary``.
         momentum_vocabulary: Its momentum twin, if ``reads`` names ``momentum_vocabulary``.
+        borrowed: The heads of other objectives that ``borrows`` names, by their keys.
     """
 
     own: nn.Module | None = None
     vocabulary: nn.Module | None = None
     momentum_vocabulary: nn.Module | None = None
+    borrowed: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,15 @@ class Objective(ABC):
         """Name in states, logs, heads and random keys."""
         kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own
         return kind if self.name is None else self.name
+
+    @property
+    def borrows(self) -> tuple[str, ...]:
+        """Keys of objectives of the stage whose heads it reads beside its own."""
+        return ()
+
+    def misfits_beside(self, others: "Mapping[str, Objective]") -> Iterator[Misfit]:
+        """Options that do not fit other objectives of the stage, which are given by their keys."""
+        return iter(())
 
     @property
     def absent_lists(self) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from omnivl.chain.objective import Writing
 from omnivl.chain.pictures import Pictures
 from omnivl.data.tokenizer import TextReader, Tokenizer
 from omnivl.errors import UserError
+from omnivl.inference.draw import draw, noise_shape, starting_noise
 from omnivl.inference.generate import generate
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.inference.predict import predict
@@ -130,6 +131,46 @@ class Encoder:
             return generate(self.chain, objective, frames, search, token_ids=beside, gather=self.gather).token_ids
 
         return self.in_shares(len(pictures), self.batch_size, of_share)
+
+    def draw(
+        self,
+        objective: str,
+        texts: Sequence[str],
+        *,
+        seed: int = 0,
+        beside: PictureSet | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """The picture that an objective's head draws for each text, uint8 ``[N, 3, H, W]``.
+
+        Args:
+            objective: Key of an objective of kind ``diffusion``.
+            texts: N texts.
+            seed: Of the noise that drawings start from.
+            beside: N pictures of which parts are kept; None for none.
+            kept: bool ``[N, patches]``, row by row, which patches of them are.
+
+        Raises:
+            UserError: The chain has no such objective.
+        """
+        shape = noise_shape(self.chain, objective)
+
+        def of_share(share: list[int]) -> Tensor:
+            ids, noise = self.token_ids([texts[i] for i in share]), starting_noise(share, shape, seed).to(self.device)
+            if beside is None or kept is None:
+                return draw(self.chain, objective, ids, noise)
+            frames = self.squares(beside, share).to(self.device)
+            return draw(self.chain, objective, ids, noise, frames, kept[share].to(self.device))
+
+        return self.in_shares(len(texts), self.batch_size, of_share)
+
+    def squares_embedded(self, pictures: Tensor) -> Tensor:
+        """Embeddings of pictures in memory, uint8 ``[N, 3, H, W]`` on the CPU; see ``pictures``."""
+        return self.in_shares(
+            len(pictures),
+            self.batch_size,
+            lambda share: self.chain.encode_visual(pictures[share][:, None].to(self.device)),
+        )
 
     def writing(self, objective: str) -> Writing:
         """How an objective generates texts.

@@ -295,10 +295,14 @@ class PictureSet:
         """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""
         frames = self.frames([index], size)[0]
         chosen = torch.cat(list(frames), dim=2) if self._members else frames[len(frames) // 2]
-        picture = chosen.permute(1, 2, 0).numpy()
-        written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-        assert written
-        return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
+        return as_png(chosen)
+
+
+def as_png(picture: Tensor) -> str:
+    """A picture, uint8 ``[3, H, W]`` on the CPU, as a PNG data URI."""
+    written, png = cv2.imencode(".png", np.ascontiguousarray(picture.permute(1, 2, 0).numpy()[..., ::-1]))
+    assert written
+    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
 
 
 def fitted(width: int, height: int, side: int) -> tuple[int, int]:

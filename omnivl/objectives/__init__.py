@@ -12,6 +12,7 @@ from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
+from omnivl.objectives.diffusion import Diffusion
 from omnivl.objectives.interleaved_lm import InterleavedLM
 from omnivl.objectives.intra_modal import IntraModal
 from omnivl.objectives.itc import ITC
@@ -39,7 +40,8 @@ from omnivl.objectives.vqa import VQA
 ObjectiveConfig = Annotated[
     (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | IntraModal | LocalMI | MMM | Quantize)
     | (PrefixLM | SplitLM | InterleavedLM)
-    | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
+    | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize)
+    | Diffusion,
     Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
@@ -60,6 +62,7 @@ __all__ = [
     "Choose",
     "Classify",
     "Demands",
+    "Diffusion",
     "InterleavedLM",
     "IntraModal",
     "Join",

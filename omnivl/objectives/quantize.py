@@ -37,6 +37,7 @@ class Quantize(Objective):
         quantizer: Of the patches.
         width: Channels C behind the last convolution but one; each doubling of the grid halves the channels, from at
             most eight times as many.
+        learns: Whether it is trained. Otherwise it is kept as an earlier stage left it, for objectives that read it.
 
     Source: van den Oord et al., VQ-VAE, arXiv 1711.00937, equation 3; with a transformer as the encoder: Yu et al.,
         ViT-VQGAN, arXiv 2110.04627, section 3.
@@ -46,6 +47,7 @@ class Quantize(Objective):
     kind: Literal["quantize"] = "quantize"
     quantizer: QuantizerConfig = field(default_factory=VectorQuantizer)
     width: Annotated[int, Range(1)] = 64
+    learns: bool = True
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
         """Pictures of sizes of their own; patches whose side is no power of 2, to which doublings do not lead."""
@@ -57,8 +59,8 @@ class Quantize(Objective):
             yield Misfit(("kind",), got, allowed, "change model.patch_size")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """The patches of images."""
-        return self.asks(kind, batch_size)
+        """The patches of images; nothing where it does not learn."""
+        return self.asks(kind, batch_size) if self.learns else None
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
         """The patches of images."""
@@ -122,7 +124,25 @@ class QuantizeHead(Head):
 
     def codes(self, patches: Tensor) -> Tensor:
         """Numbers of the codes, int64 ``[B * N]``, of patches ``[B, N, D]``."""
-        return self.quantizer.codes(self.inner(patches).float().flatten(0, 1))
+        return self.quantizer.codes(self.vectors(patches).flatten(0, 1))
+
+    def vectors(self, patches: Tensor) -> Tensor:
+        """What is quantized, fp32 ``[B, N, W]``, of patches ``[B, N, D]``."""
+        found: Tensor = self.inner(patches).float()
+        return found
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The vectors of the codes nearest to vectors ``[B, N, W]``."""
+        return self.quantizer.vectors_of(self.quantizer.codes(vectors.flatten(0, 1))).view_as(vectors)
+
+    def restored(self, vectors: Tensor, side: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Images ``[B, 3, H, W]`` of ``side`` pixels, from -1 to 1, of codes' vectors ``[B, N, W]``, in ``dtype``."""
+        rows, columns = (one // self.patch_size for one in side)
+        x = self.outer(vectors.to(dtype)).reshape(len(vectors), rows, columns, -1).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = block(x)
+        pixels: Tensor = self.pixels(F.relu(self.norm(x)))
+        return pixels
 
     def forward(self, patches: Tensor, side: tuple[int, int], gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """Restores images.
@@ -135,13 +155,9 @@ class QuantizeHead(Head):
         Returns:
             Images ``[B, 3, H, W]``, from -1 to 1 once they are learnt; codes, int64 ``[B * N]``; the quantizer's loss.
         """
-        count, dtype = len(patches), patches.dtype
-        quantized, codes, loss = self.quantizer(self.inner(patches).float().flatten(0, 1), gather)
-        x = self.outer(quantized.to(dtype)).reshape(count, side[0] // self.patch_size, side[1] // self.patch_size, -1)
-        x = x.permute(0, 3, 1, 2)
-        for block in self.blocks:
-            x = block(x)
-        return self.pixels(F.relu(self.norm(x))), codes, loss
+        vectors = self.vectors(patches)
+        quantized, codes, loss = self.quantizer(vectors.flatten(0, 1), gather)
+        return self.restored(quantized.view_as(vectors), side, patches.dtype), codes, loss
 
     def after_step(self, gather: Gather) -> None:
         """Updates the codebook."""

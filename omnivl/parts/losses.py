@@ -78,10 +78,11 @@ class Losses(ChainLayer):
 
     def heads_of(self, key: str) -> Heads:
         """The heads that an objective's ``loss`` and ``predict`` get."""
-        own = dict(self.heads.items()).get(key)
+        heads = dict(self.heads.items())
+        borrowed = {other: heads[other] for other in self.objectives[key].borrows}
         if key not in self.reading_words:
-            return Heads(own)
-        return Heads(own, self.vocabulary, self.momentum_vocabulary)
+            return Heads(heads.get(key), borrowed=borrowed)
+        return Heads(heads.get(key), self.vocabulary, self.momentum_vocabulary, borrowed)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of heads on words: on the generation stream and on masked words, and of the shared one's twin on these.

@@ -105,6 +105,10 @@ class Quantizer(Head, ABC):
         """Numbers of the codes, int64 ``[K]``, of ``vectors [K, W]``; no gradient."""
 
     @abstractmethod
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        """The vectors, fp32 ``[K, W]``, of codes, int64 ``[K]``."""
+
+    @abstractmethod
     def forward(self, vectors: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """Quantizes ``vectors [K, W]``, fp32.
 
@@ -148,10 +152,14 @@ class NearestCode(Quantizer):
         codebook = self.codebook.float()
         return (vectors.float() @ codebook.t() - codebook.square().sum(1) / 2).argmax(1)
 
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        """Rows of the codebook."""
+        return F.embedding(codes, self.codebook.float())
+
     def forward(self, vectors: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Quantizer``. In training with ``ema``, the step's vectors are kept for ``after_step``."""
         codes = self.codes(vectors)
-        nearest = F.embedding(codes, self.codebook.float())
+        nearest = self.vectors_of(codes)
         loss = self.config.commitment * F.mse_loss(vectors, nearest.detach())
         if self.config.update == "gradient":
             loss = loss + F.mse_loss(nearest, vectors.detach())
@@ -206,6 +214,11 @@ class Signs(Quantizer):
     def codes(self, vectors: Tensor) -> Tensor:
         """Bit i is set where value i is above 0."""
         return ((vectors > 0).long() << torch.arange(self.config.size, device=vectors.device)).sum(1)
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        """1 where a bit is set, else -1."""
+        bits = codes[:, None] >> torch.arange(self.config.size, device=codes.device) & 1
+        return 2.0 * bits.float() - 1.0
 
     def forward(self, vectors: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Quantizer``. The mean of the entropy term runs over the vectors of all replicas."""

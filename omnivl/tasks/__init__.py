@@ -10,6 +10,7 @@ from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
 from omnivl.tasks.classification import ClassificationTask
+from omnivl.tasks.drawing import DrawingTask
 from omnivl.tasks.few_shot import FewShotTask
 from omnivl.tasks.gqa import GQATask
 from omnivl.tasks.grounded_captions import GroundedCaptionsTask
@@ -32,7 +33,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
     | (VQATask | GQATask | ClassificationTask | OptionsTask | GroundingTask | PhrasesTask)
-    | (SegmentationTask | SentimentTask | FewShotTask | GroundedCaptionsTask),
+    | (SegmentationTask | SentimentTask | FewShotTask | GroundedCaptionsTask | DrawingTask),
     Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
@@ -42,6 +43,7 @@ __all__ = [
     "CaptionTask",
     "ClassificationTask",
     "Drawing",
+    "DrawingTask",
     "Embeddings",
     "Example",
     "FewShotTask",
