@@ -247,9 +247,9 @@ class Model:
                 )
             pictures = next(self._sets("draw", beside, "image", len(told) + 1))
             if len(pictures) != len(told):
+                shown = "more" if len(pictures) > len(told) else str(len(pictures))
                 raise UserError(
-                    f"draw: got {len(told)} texts and {'more' if len(pictures) > len(told) else len(pictures)} pictures; "
-                    "allowed is one for each; change either"
+                    f"draw: got {len(told)} texts and {shown} pictures; allowed is one for each; change either"
                 )
             kept = kept_outside(region, encoder.model.inputs.grid(False)).expand(len(told), -1)
             return encoder.draw(objective, told, seed=seed, beside=pictures, kept=kept)
