@@ -72,7 +72,7 @@ def adapt_layer(
         seed: Of starting values, together with the map's name. A twin starts equal to its module.
     """
     maps = {path: one for path, (role, one) in maps_of(layer).items() if role in lora.on}
-    idle = {id(parameter) for parameter in layer.idle_parameters(layouts)}
+    idle = {id(parameter) for parameter in layer.idle_parameters([layout.learnt for layout in layouts])}
     for path, one in maps.items():
         followed = _followed(path)
         own = f"{name}.{followed}"
@@ -122,7 +122,7 @@ def frozen_at_random(chain: Chain, layouts: Sequence[StepLayout], known: Collect
     """
     found: dict[str, int] = {}
     for name, layer in chain.named_layers.items():
-        idle = {id(parameter) for parameter in layer.idle_parameters(layouts)}
+        idle = {id(parameter) for parameter in layer.idle_parameters([layout.learnt for layout in layouts])}
         for inner, parameter in layer.named_parameters(prefix=name):
             used = not (parameter.requires_grad or id(parameter) in idle or only_trains(inner) or inner in known)
             if used and ".adapter." not in inner:

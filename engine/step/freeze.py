@@ -104,8 +104,9 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
         Number of elements that would have been trained otherwise, by stack.
     """
     idle: dict[str, int] = {}
+    learnt = [layout.learnt for layout in layouts]
     for layer in chain.layers:
-        for parameter in layer.idle_parameters(layouts):
+        for parameter in layer.idle_parameters(learnt):
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 idle[layer.stack] = idle.get(layer.stack, 0) + whole_numel(parameter)

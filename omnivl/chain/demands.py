@@ -91,12 +91,14 @@ class Demands:
             projections of every position of the clean rows but the first. ``momentum_fused`` are the objective's own
             joins' rows, with the same inputs; no twin computes the joins of other objectives.
         draws_from: Fields that ``draw`` reads, without a gradient.
+        resting: Those of ``reads`` that the loss gives no gradient. What nobody else trains of them is frozen.
     """
 
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     draws_from: frozenset[str] = frozenset()
+    resting: frozenset[str] = frozenset()
 
     @property
     def fields(self) -> frozenset[str]:
@@ -106,8 +108,8 @@ class Demands:
     @property
     def trained(self) -> frozenset[str]:
         """The fields whose layers a loss trains: ``reads``, and ``text_embedding`` by those of own texts."""
-        own = {embedding_of(segment) for segment in self.rows.get("text", {})}
-        return self.reads if self.reads.isdisjoint(own) else self.reads | {"text_embedding"}
+        own, learning = {embedding_of(segment) for segment in self.rows.get("text", {})}, self.reads - self.resting
+        return learning if learning.isdisjoint(own) else learning | {"text_embedding"}
 
     @property
     def joined(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Computes the ``StepLayout`` of a step from the objectives' demands."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from omnivl.chain.demands import CLEAN, PARTS, TWIN, Demands, Join, embedding_of
 from omnivl.chain.objective import Objective
@@ -39,6 +40,13 @@ def lay_out(
             or have different lengths.
     """
     active = {key: demands for key, demands in asked.items() if demands is not None}
+    learning: StepLayout | None = None
+    if any(demands.resting for demands in active.values()):
+        awake = {
+            key: replace(demands, reads=demands.reads - demands.resting, resting=frozenset())
+            for key, demands in active.items()
+        }
+        learning = lay_out(awake, kind, batch_size, num_frames, mode)
     stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation", "language")}
     joins: dict[str, Join] = {}
     if any(_reads_clean(demands, "visual") for demands in active.values()):
@@ -70,6 +78,7 @@ def lay_out(
         objectives=tuple(active),
         class_only=not any(_reads_all_positions(demands) for demands in active.values()),
         patches=None,
+        learning=learning,
     )
 
 

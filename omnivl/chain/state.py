@@ -95,6 +95,8 @@ class StepLayout:
         twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
         objectives: Keys of the objectives that are active in the step.
         patches: Patches of a frame on average, where operations on pictures of their own sizes are counted.
+        learning: The layout of a step without what losses read and give no gradient; None where they read no such
+            thing. A layer without a gradient is one that rests under it.
         class_only: Whether layers after the encoders read only the first position. The last blocks of the encoders may
             then leave out the others: ``visual`` and ``text`` have one position from there on.
     """
@@ -117,6 +119,7 @@ class StepLayout:
     objectives: tuple[str, ...] = ()
     class_only: bool = False
     patches: float | None = None
+    learning: "StepLayout | None" = None
 
     @property
     def is_video(self) -> bool:
@@ -149,6 +152,11 @@ class StepLayout:
         """Segments of ``fused`` that generated rows look at, each once; none where they look at ``memory``."""
         seen = dict.fromkeys(self.joins[name].seen[0] for name in self.generation)
         return tuple(name for name in seen if name in self.fused)
+
+    @property
+    def learnt(self) -> "StepLayout":
+        """The layout of what gets a gradient: ``learning``, or the layout itself."""
+        return self if self.learning is None else self.learning
 
     def segments(self, stream: str) -> Mapping[str, slice]:
         """The segments of a stream's stack; ``momentum_`` before it: of what its momentum twin computes."""

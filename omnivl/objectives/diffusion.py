@@ -49,7 +49,7 @@ class Diffusion(Objective):
             embedding, from which no gradient goes back; a drawing is made from a text's embedding in its place, or
             from a picture's, of which it is a variation.
         latents: Key of an objective ``quantize`` of the stage, with ``learns: false``, whose encoder and decoder an
-            earlier stage has trained. The visual encoder is to be frozen then. Null draws pixels.
+            earlier stage has trained. No gradient goes back to them. Null draws pixels.
         latent_size: With ``latents``, the quantizer's ``size``.
         target: What the transformer gives: the ``velocity``, or the ``picture`` x, from which the velocity follows.
             The latter learns pixels, of which a part has more than the transformer can tell noise from, far sooner.
@@ -128,7 +128,8 @@ class Diffusion(Objective):
 
     def _reads(self, condition: str, *, with_picture: bool) -> Demands:
         patches = {"visual"} if with_picture and self.latents is not None else set()
-        return Demands(reads=frozenset({condition} | patches))
+        resting = patches if condition == "text" else {condition} | patches
+        return Demands(reads=frozenset({condition} | patches), resting=frozenset(resting))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{key}/times`` fp32 ``[B]``, ``{key}/left_out`` bool ``[B]``, ``{key}/noise`` fp32 ``[B, N, W]``."""

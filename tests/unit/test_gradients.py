@@ -35,6 +35,7 @@ STAGES = {
     "blip2_tiny": ["tower", "queries", "words", "captions"],
     "clip_tiny": ["contrastive"],
     "coca_tiny": ["pairs"],
+    "drawing_tiny": ["learn", "draw"],
     "flamingo_tiny": ["words", "documents"],
     "flava_tiny": ["pretrain"],
     "frozen_tiny": ["words", "captions"],
@@ -46,8 +47,11 @@ STAGES = {
     "vlmo_tiny": ["language", "pairs"],
     "vqa_tiny": ["closed", "open"],
 }
-WITHOUT_ANSWERS = {("quickstart", "spatial"), ("quickstart", "temporal"), ("vqa_tiny", "closed")}
-"""Random texts are none of their classes, so that all gradients are zero."""
+WITHOUT_ANSWERS = {
+    *(("quickstart", "spatial"), ("quickstart", "temporal"), ("vqa_tiny", "closed")),
+    ("drawing_tiny", "draw"),
+}
+"""Random texts are none of their classes, so that all gradients are zero; the condition of no sample is left out."""
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
 JOINS = {("quickstart", "joint"), ("blip2_tiny", "queries"), ("flamingo_tiny", "documents"), ("meter_tiny", "pretrain")}
 """Stages in which branches come together in four ways."""
@@ -78,7 +82,8 @@ def test_what_rests_gets_no_gradient_and_all_else_gets_one(name: str, place: str
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=LocalGather()).eval()
     for parameter in chain.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
-    idle = {id(one) for layer in chain.layers for one in layer.idle_parameters(stage.layouts())}
+    learnt = [layout.learnt for layout in stage.layouts()]
+    idle = {id(one) for layer in chain.layers for one in layer.idle_parameters(learnt)}
     given = step(chain, stage, batches(stage, tokenizer))
     for one, parameter in chain.named_parameters():
         if parameter.requires_grad:

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from small_clip import TOKENS
 
+from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures import CLIP
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.names import stack_of
 from omnivl.chain.objective import Heads, Objective, PrepareContext
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
@@ -21,6 +23,7 @@ from omnivl.errors import UserError
 from omnivl.inference.draw import draw, noise_shape, starting_noise
 from omnivl.objectives.diffusion import Diffusion, DiffusionHead
 from omnivl.objectives.quantize import Quantize, QuantizeHead
+from omnivl.objectives.univlc import UniVLC
 from omnivl.parts import attention
 from omnivl.parts.denoiser import DenoiserSizes
 from omnivl.parts.embed import pixel_values
@@ -276,3 +279,20 @@ def test_a_head_that_does_not_learn_is_as_it_was() -> None:
     after = chain.losses.heads["quantize"].state_dict()
     assert all(torch.equal(after[name], one) for name, one in before.items())
     assert F.mse_loss(chain.losses.heads["diffusion"].sums[0], torch.full((3,), 12.0)) == 0
+
+
+def test_what_is_read_without_a_gradient_is_frozen() -> None:
+    """Else the optimizer would decay it."""
+    learns = {
+        (PIXELS,): "text",
+        (LATENTS, TOKENIZER): "text",
+        (BY_EMBEDDING,): "",
+        (BY_EMBEDDING, UniVLC()): "visual text",
+    }
+    for objectives, stacks in learns.items():
+        chain = chain_of(*objectives)
+        freeze(chain, (), "stages.0.freeze")
+        freeze_idle(chain, [plan_layout(objectives, "image_text", 3, 1)])
+        trained = {stack_of(name) for name, one in chain.named_parameters() if one.requires_grad}
+        assert trained & {"visual", "text"} == set(stacks.split()), objectives
+        assert "losses" in trained
