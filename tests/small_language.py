@@ -43,6 +43,10 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join("\n" if one == NEWLINE else chr(one) for one in ids if one >= NEWLINE)
 
+    def word_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        everywhere = np.ones(TOKENS.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
     def _id(self, letter: str) -> int:
         return NEWLINE if letter == "\n" else 6 + ord(letter) % 34
 

@@ -46,6 +46,11 @@ class Vocabulary:
         """
         raise DataError("tokenizer: only the size of its vocabulary is known; name one that is there")
 
+    def word_bounds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Each token is a word."""
+        everywhere = np.ones(self.special.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
     def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
         """Refused, as ``decode`` is.
 

@@ -15,6 +15,13 @@ DECODE_TOKEN = "[DEC]"
 MAX_CACHED = 200_000
 """Texts, or words, that a tokenizer remembers."""
 
+_BEGINNINGS = ("\u2581", "\u0120")
+"""What the first piece of a word begins with in SentencePiece's vocabularies, and in byte-level ones as GPT-2's."""
+_CONTINUES = "##"
+"""What the other pieces begin with in BERT's vocabularies."""
+_CLIP_END = "</w>"
+"""What the last piece of a word ends with in CLIP's vocabulary."""
+
 
 class CachedEncoder(ABC):
     """Pads, and caches encoded texts, since captions and prompts occur again in every epoch."""
@@ -42,6 +49,27 @@ class CachedEncoder(ABC):
             result[row, 1 : 1 + kept] = words[:kept]
             result[row, 1 + kept] = special.sep
         return result
+
+    def word_bounds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """See ``Tokenizer``: by what a vocabulary's pieces begin or end with."""
+        spelled = self._pieces_by_id()
+        words = [word for word in spelled if word is not None]
+        special = np.isin(np.arange(len(spelled)), [*self.special.roles.values()])
+        if any(word.endswith(_CLIP_END) for word in words):
+            return special, special | np.array([word is not None and word.endswith(_CLIP_END) for word in spelled])
+        begins = np.ones(len(spelled), dtype=np.bool_)
+        for mark in _BEGINNINGS:
+            if any(word.startswith(mark) for word in words):
+                begins = np.array([word is not None and word.startswith(mark) for word in spelled])
+                break
+        else:
+            if any(word.startswith(_CONTINUES) for word in words):
+                begins = np.array([word is None or not word.startswith(_CONTINUES) for word in spelled])
+        return begins | special, special
+
+    @abstractmethod
+    def _pieces_by_id(self) -> list[str | None]:
+        """The vocabulary as it is spelled, None where an id has no piece."""
 
     @abstractmethod
     def _words(self, text: str) -> list[int]:

@@ -121,6 +121,12 @@ class HuggingFaceTokenizer(CachedEncoder):
         """The text up to the first ``[SEP]``, without special tokens."""
         return str(self._tokenizer.decode(self._until_end(ids), skip_special_tokens=True)).strip()
 
+    def _pieces_by_id(self) -> list[str | None]:
+        spelled: list[str | None] = [None] * self.special.vocab_size
+        for word, number in self._tokenizer.get_vocab().items():
+            spelled[number] = word
+        return spelled
+
     def _words(self, text: str) -> list[int]:
         ids = self._pieces(text)
         if self._control.isdisjoint(ids):

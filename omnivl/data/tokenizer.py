@@ -47,6 +47,13 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first ``[SEP]``, without special tokens."""
 
+    def word_bounds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which tokens begin a word, and which end one, by their ids, bool ``[vocab_size]`` each.
+
+        A token belongs to the word of the token before it where it does not begin one and that does not end one.
+        Special tokens do both.
+        """
+
     def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
         """The same tokenizer as a class of ``transformers``, for texts of at most ``length`` tokens.
 

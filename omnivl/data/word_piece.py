@@ -103,6 +103,9 @@ class WordPieceTokenizer(CachedEncoder):
             **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
         )
 
+    def _pieces_by_id(self) -> list[str | None]:
+        return [*self._vocabulary, *[None] * (self.special.vocab_size - len(self._vocabulary))]
+
     def _words(self, text: str) -> list[int]:
         """Texts of printable ASCII are split here and their words looked up in a cache.
 

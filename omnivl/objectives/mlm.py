@@ -19,6 +19,7 @@ from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import Tokenizer
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
 
@@ -36,6 +37,7 @@ class MLM(Objective):
         probability: Share of ordinary tokens to predict. At least one per text that has any.
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
+        whole_words: Whether all tokens of a word are predicted together: ``probability`` is then that of a word.
         words: The only words whose tokens are hidden, where others would be read off the text alone; a list, or the
             path of a text file with one on each line. The plan that a run keeps holds the list. Empty: all words.
         include_labels: Whether class prompts are masked too.
@@ -43,8 +45,8 @@ class MLM(Objective):
             0 for none. Needs the model's momentum twins, and an architecture with the stream ``momentum_fused``.
         soft_target_warmup_steps: The share rises linearly over this many steps.
 
-    Source: Devlin et al., BERT, arXiv 1810.04805, section 3.1; soft targets: Li et al., ALBEF, arXiv
-        2107.07651, section 3.3.
+    Source: Devlin et al., BERT, arXiv 1810.04805, section 3.1, and its code for whole words; soft targets: Li et al.,
+        ALBEF, arXiv 2107.07651, section 3.3.
     Differs: in a text for which no token was drawn, one is hidden all the same.
     """
 
@@ -53,6 +55,7 @@ class MLM(Objective):
     probability: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
+    whole_words: bool = False
     words: str | tuple[str, ...] = ()
     include_labels: bool = False
     soft_target_alpha: float = 0.0
@@ -110,7 +113,8 @@ class MLM(Objective):
         assert batch.token_ids is not None, "acts on kinds with a text"
         token_ids = batch.token_ids.numpy()
         uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
-        corrupted, targets = self.hide(uniforms, token_ids, context.tokens, self._hidden_ids(context))
+        first = first_of_word(token_ids, context.readers["text"].tokenizer) if self.whole_words else None
+        corrupted, targets = self.hide(uniforms, token_ids, context.tokens, self._hidden_ids(context), first)
         return torch.from_numpy(corrupted), torch.from_numpy(targets)
 
     def _hidden_ids(self, context: PrepareContext) -> Ids | None:
@@ -121,7 +125,12 @@ class MLM(Objective):
         return np.unique([token for word in self.words for token in reader.words(word)])
 
     def hide(
-        self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens, only: Ids | None = None
+        self,
+        uniforms: Uniforms,
+        token_ids: Ids,
+        tokens: SpecialTokens,
+        only: Ids | None = None,
+        first: Ids | None = None,
     ) -> tuple[Ids, Ids]:
         """Hides tokens of all texts of a batch at once; the result for a text depends on its own row only.
 
@@ -132,6 +141,8 @@ class MLM(Objective):
             token_ids: int64 ``[B, L]``, not changed.
             tokens: Special ids, which are never hidden and never used as replacement.
             only: The ids that may be hidden; None: all ordinary ones.
+            first: int64 ``[B, L]``, where the word of each token begins, which is hidden as a whole; None: each token
+                is drawn by itself.
 
         Returns:
             The corrupted texts and the targets, int64 ``[B, L]`` each.
@@ -140,11 +151,16 @@ class MLM(Objective):
         if only is not None:
             candidate &= np.isin(token_ids, only)
         draws = uniforms[:, 1:].reshape(*token_ids.shape, 3)
-        chosen = candidate & (draws[..., 0] < self.probability)
+        drawn = draws[..., 0] < self.probability
+        chosen = candidate & (drawn if first is None else np.take_along_axis(drawn, first, axis=1))
         number = candidate.sum(1)
         lacking = np.flatnonzero((number > 0) & ~chosen.any(1))
         rank = (uniforms[lacking, 0] * number[lacking]).astype(np.int64)  # the rank-th ordinary token of the text
-        chosen[lacking] = candidate[lacking] & (candidate[lacking].cumsum(1) == 1 + rank[:, None])
+        picked = candidate[lacking] & (candidate[lacking].cumsum(1) == 1 + rank[:, None])
+        if first is not None:
+            own = np.take_along_axis(first[lacking], picked.argmax(1)[:, None], axis=1)
+            picked = candidate[lacking] & (first[lacking] == own)
+        chosen[lacking] = picked
         row, place = np.nonzero(chosen)
         original, allowed = token_ids[row, place], ordinary_ids(tokens)
         lot, pick = draws[row, place, 1], (draws[row, place, 2] * allowed.size).astype(np.int64)
@@ -171,6 +187,22 @@ class MLM(Objective):
             term_weight=weight,
             chosen=chosen_of(state, self.key),
         )
+
+
+def first_of_word(token_ids: Ids, tokenizer: Tokenizer) -> Ids:
+    """Where the word of each token begins, int64 ``[B, L]``.
+
+    Args:
+        token_ids: int64 ``[B, L]``.
+        tokenizer: What made them.
+    """
+    begins, ends = tokenizer.word_bounds()
+    starts = begins[token_ids]
+    starts[:, 1:] |= ends[token_ids[:, :-1]]
+    starts[:, 0] = True
+    places = np.arange(token_ids.shape[1])
+    first: Ids = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+    return first
 
 
 def _draws(length: int) -> int:

@@ -49,6 +49,7 @@ class MMM(Objective):
         probability: Share of ordinary tokens to predict.
         mask_share: Share of these that [MASK] replaces.
         random_share: Share of these that a random ordinary token replaces; the rest stays as it is.
+        whole_words: Whether all tokens of a word are predicted together; see ``MLM``.
         image_probability: Share of patches to mask.
         min_block: Smallest area that is drawn for a masked rectangle, in patches; see ``block_mask``.
         replaced: Probability that a sample gets another text; 0 matches nothing.
@@ -72,6 +73,7 @@ class MMM(Objective):
     probability: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
+    whole_words: bool = False
     image_probability: float = 75 / 196
     min_block: int = 16
     replaced: float = 0.1
@@ -139,7 +141,12 @@ class MMM(Objective):
             )
             for position, grid in zip(batch.position.tolist(), context.grids(batch), strict=True)
         ]
-        words = MLM(probability=self.probability, mask_share=self.mask_share, random_share=self.random_share)
+        words = MLM(
+            probability=self.probability,
+            mask_share=self.mask_share,
+            random_share=self.random_share,
+            whole_words=self.whole_words,
+        )
         token_ids, targets = words.hide_all(f"{self.key}/token_ids", batch, context)
         draws = context.uniforms(f"{self.key}/text", batch, 2).astype(np.float32)
         return join_draws(

@@ -65,6 +65,10 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         raise AssertionError("not needed")
 
+    def word_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        everywhere = np.ones(TOKENS.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
 
 def build_real_chain(
     gather: Gather,

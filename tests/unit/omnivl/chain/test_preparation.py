@@ -38,6 +38,10 @@ class LengthTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         raise AssertionError("not needed")
 
+    def word_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        everywhere = np.ones(TOKENS.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
 
 @pytest.mark.parametrize(
     ("kind", "objective"), [("text", MLM(grounded=False)), ("image", MRM()), ("video", MFM())], ids=str

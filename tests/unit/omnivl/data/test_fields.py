@@ -38,6 +38,10 @@ class LengthTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         raise AssertionError("not needed")
 
+    def word_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        everywhere = np.ones(self.special.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
 
 def png(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()

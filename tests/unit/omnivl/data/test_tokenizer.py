@@ -4,8 +4,10 @@ import pickle
 import numpy as np
 import pytest
 
+from omnivl.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from omnivl.data.tokenizer import TextReader, WordPieceTokenizer, load_tokenizer
 from omnivl.errors import DataError
+from omnivl.objectives.mlm import first_of_word
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["red", "heart", "un", "##happy", ",", "a", "-", "grin", "##ning", "e"]
@@ -158,3 +160,60 @@ def test_no_such_tokenizer(tmp_path):
     (tmp_path / "broken" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "NoSuchTokenizer"}))
     with pytest.raises(DataError, match=r"cannot be loaded: .*; allowed: 'emoji', a vocab.txt, or a folder"):
         load_tokenizer(str(tmp_path / "broken"))
+
+
+def vocabulary_of(pieces: list[str], kind: str) -> HuggingFaceTokenizer:
+    """A tokenizer of these pieces, of each kind's own splitting."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {piece: number for number, piece in enumerate(["<pad>", "<s>", "</s>", "<unk>", *pieces])}
+    if kind == "unigram":
+        backend = Tokenizer(models.Unigram([(piece, -float(len(ids) - len(piece))) for piece in ids], unk_id=3))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+    else:
+        ending = {"end_of_word_suffix": "</w>"} if kind == "clip" else {}
+        merges = [("c", "a"), ("ca", "t</w>")] if kind == "clip" else [("a", "t"), ("\u0120", "c")]
+        backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", **ending))
+        if kind == "clip":
+            backend.normalizer = normalizers.Lowercase()
+            backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        else:
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return HuggingFaceTokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces"),
+    [
+        ("unigram", ["\u2581c", "at", "s", "\u2581", "c", "a", "t"]),
+        ("bytes", ["\u0120", "c", "a", "t", "s", "at", "\u0120c"]),
+        ("clip", ["c", "a", "t", "s", "t</w>", "s</w>", "c</w>", "a</w>", "ca", "cat</w>"]),
+    ],
+)
+def test_words_are_found_among_their_pieces(kind: str, pieces: list[str]) -> None:
+    tokenizer = vocabulary_of(pieces, kind)
+    ids = tokenizer.encode(["cats cat", "cat"], 12)
+    first = first_of_word(ids, tokenizer)
+    words = [
+        tokenizer.decode([tokenizer.special.cls, *ids[0][first[0] == place], tokenizer.special.sep])
+        .replace("</w>", "")
+        .replace("\u0120", "")
+        .replace(" ", "")
+        for place in dict.fromkeys(first[0].tolist())
+    ]
+    assert [word for word in words if word] == ["cats", "cat"]
+    assert len(ids[0][(first[0] == 1)]) > 1, "a word of several pieces"
+    specials = np.isin(ids, [*tokenizer.special.roles.values()])
+    assert (first[specials] == np.nonzero(specials)[1]).all(), "special tokens are words of their own"
+
+
+def test_words_of_word_pieces() -> None:
+    tokenizer = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "##es", "a", "."])
+    ids = tokenizer.encode(["a cats. cat", "cates"], 9)
+    assert first_of_word(ids, tokenizer).tolist() == [[0, 1, 2, 2, 4, 5, 6, 7, 8], [0, 1, 1, 3, 4, 5, 6, 7, 8]]

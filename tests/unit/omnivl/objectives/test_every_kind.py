@@ -48,6 +48,10 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         raise AssertionError("not needed")
 
+    def word_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        everywhere = np.ones(TOKENS.vocab_size, dtype=np.bool_)
+        return everywhere, everywhere
+
 
 def collated(kind: DataKind, step: int, objectives: tuple[Objective, ...] = OBJECTIVES) -> State:
     random = np.random.default_rng(step)

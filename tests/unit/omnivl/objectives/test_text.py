@@ -23,7 +23,7 @@ from omnivl.data.tokenizer import TextReader, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.objectives import LM, MLM, PrepareContext
 from omnivl.objectives.lm import shift
-from omnivl.objectives.mlm import Ids, ordinary_ids
+from omnivl.objectives.mlm import Ids, first_of_word, ordinary_ids
 from omnivl.objectives.vocabulary import Teacher, token_loss
 from omnivl.parts.heads import VocabularyHead
 from omnivl.randomness import generator
@@ -345,3 +345,42 @@ def test_a_model_that_is_no_longer_trained_has_no_teacher() -> None:
     kept = MLM(soft_target_alpha=0.4, weight=2.0, on=("pairs",)).after_training()
     assert kept == MLM()
     assert not kept.twins
+
+
+def test_whole_words_are_hidden_together(tokens: SpecialTokens) -> None:
+    """Places 1 and 2 are a word, 3 is one, 4 and 5 are one."""
+    text, first = np.array([[1, 6, 7, 8, 9, 10, 2]]), np.array([[0, 1, 1, 3, 4, 4, 6]])
+    hidden, passed = (0.0, 0.0, 0.0), (0.9, 0.0, 0.0)
+    # The word at 1 is drawn, whatever its second token's own draw says; that at 4 is not, though its second one is.
+    drawn = [0.0, *passed, *hidden, *passed, *passed, *passed, *hidden, *passed]
+    corrupted, targets = MLM().hide(np.array([drawn]), text, tokens, first=first)
+    assert corrupted.tolist() == [[1, tokens.mask, tokens.mask, 8, 9, 10, 2]]
+    assert targets.tolist() == [[IGNORED, 6, 7, IGNORED, IGNORED, IGNORED, IGNORED]]
+    # Nothing is drawn: 0.9 * 5 = 4.5 is the last of its five tokens, whose word is hidden.
+    none = [0.9, *(passed * 7)]
+    assert MLM().hide(np.array([none]), text, tokens, first=first)[1].tolist() == [[IGNORED] * 4 + [9, 10, IGNORED]]
+    # Only 7 may be hidden: of its word that token alone.
+    found = MLM().hide(np.array([drawn]), text, tokens, np.array([7]), first)[1]
+    assert found.tolist() == [[IGNORED, IGNORED, 7, *[IGNORED] * 4]]
+
+
+def test_whole_words_of_a_batch(context: PrepareContext) -> None:
+    reader = TextReader(load_tokenizer("emoji"), 24)
+    texts = ["a dax and a wugdax", "a dax", "daxes"]
+    token_ids, special = torch.from_numpy(reader.encode(texts)), reader.tokenizer.special
+    first = first_of_word(token_ids.numpy(), reader.tokenizer)
+    assert (np.diff(first, axis=1) == 0).any(), "some word has several pieces"
+    objective = MLM(probability=0.4, whole_words=True, grounded=False)
+    partial = MLM(probability=0.4, grounded=False)
+    halves = []
+    for one in (objective, partial):
+        cut = 0
+        for seed in range(40):
+            own = torch.arange(3) + 3 * seed
+            batch = Batch("text", None, token_ids, own, own, own)
+            given = one.prepare(batch, replace(context, tokens=special, readers={"text": reader}))
+            hidden = (given["mlm/targets"] != IGNORED).numpy()
+            by_first = np.take_along_axis(hidden, first, axis=1)
+            cut += int((hidden != by_first).sum())
+        halves.append(cut)
+    assert halves[0] == 0 and halves[1] > 0
