@@ -197,6 +197,17 @@ def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index, "kind"), got, allowed, "take it out or change model.kind")
 
 
+def steps_read_one_number_of_regions(stage: StagePlan) -> Iterator[Problem]:
+    """Objectives that act on one data entry read as many regions of a picture, as they share them."""
+    read: dict[str, int] = {}
+    for index, objective in enumerate(stage.objectives):
+        for key, demands in _asked(stage, objective).items():
+            if demands.regions and demands.regions != read.setdefault(key, demands.regions):
+                allowed = f"{read[key]}, as other objectives on data entry {key!r} have"
+                yield Problem(("objectives", index, "regions"), str(demands.regions), allowed, "make them equal")
+                break
+
+
 def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
     """Captioning needs a router that does not look at later tokens."""
     writing = [objective.key for objective in stage.objectives if "generation" in streams_needed(objective)]
@@ -290,6 +301,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     momentum_is_built,
     objectives_fit,
     objectives_have_streams,
+    steps_read_one_number_of_regions,
     captions_do_not_look_ahead,
     sizes_fit,
     *CHAIN_RULES,

@@ -23,6 +23,7 @@ from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.simvlm import SimVLM
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
+from omnivl.architectures.xvlm import XVLM
 
 ArchitectureConfig = Annotated[
     OmniVL
@@ -39,7 +40,8 @@ ArchitectureConfig = Annotated[
     | SimVLM
     | METER
     | Flamingo
-    | Frozen,
+    | Frozen
+    | XVLM,
     Field(discriminator="kind"),
 ]
 """All architectures that a plan can name, discriminated by ``kind``."""
@@ -53,6 +55,7 @@ __all__ = [
     "FLAVA",
     "GIT",
     "METER",
+    "XVLM",
     "Architecture",
     "ArchitectureConfig",
     "CoCa",

@@ -46,8 +46,10 @@ from omnivl.parts.vit import VisualBlock, VisualNorm
 
 
 @dataclass(frozen=True)
-class ALBEF(Architecture):
-    """ALBEF. The defaults are the paper's: ViT-B/16 at 256 pixels, and BERT-base divided into two stacks.
+class AlignBeforeFuse(Architecture):
+    """Base of ALBEF and of what differs in the end of the image encoder.
+
+    The defaults are ALBEF's: ViT-B/16 at 256 pixels, and BERT-base divided into two stacks.
 
     Attributes:
         vision: The image encoder.
@@ -63,7 +65,6 @@ class ALBEF(Architecture):
         momentum: Momentum twins; None builds none.
     """
 
-    kind: Literal["albef"] = "albef"
     vision: Transformer = field(default_factory=Transformer)
     text: Transformer = field(default_factory=lambda: _bert(layers=6))
     fusion: Transformer = field(default_factory=lambda: _bert(layers=6))
@@ -75,6 +76,8 @@ class ALBEF(Architecture):
     projection_size: Annotated[int, Range(1)] = 256
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
 
+    reads_patches: ClassVar[bool] = False
+    """Whether the patches are read even where only the first position of an image is."""
     streams: ClassVar[tuple[str, ...]] = (
         *("visual", "text", "embedding", "fused", "momentum_fused", "generation", "fused_generation"),
     )
@@ -129,21 +132,33 @@ class ALBEF(Architecture):
         sizes = patches, self.vision, self.words, self.text
         yield "embed", EmbedTowers(*sizes, has_token, kit.compute_dtype, momentum=twins)
         for index in range(self.vision.layers):
-            yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, block=ImageBlock)
+            last = {"block": ImageBlock, "may_shorten": not self.reads_patches}
+            yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, **last)
         yield "visual_norm", VisualNorm(self.vision, twins)
+        yield from self.visual_end()
         for index in range(self.text.layers):
             yield f"text_{index:02d}", TextBlock(index, self.text, length, twins)
         yield "contrast", Project(self.heads, kit.objectives, self.momentum)
         yield "join", JoinRows(kit.objectives, kit.gather)
         for index in range(self.fusion.layers):
             follow = kit.momentum_of("fused")
-            block = AlignmentBlock(index, self.fusion, length, patches, memory_size=width, momentum=follow)
+            seen = self.seen
+            block = AlignmentBlock(index, self.fusion, length, patches, memory_size=width, momentum=follow, seen=seen)
             yield f"alignment_{index:02d}", block
         for index in range(self.generation_layers):
             seen = None if kit.writes_from_texts else width
             writer = GenerationBlock(index, stacks["generation"], length, patches, memory_size=seen)
             yield f"generation_{index:02d}", writer
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
+
+    def visual_end(self) -> Layers:
+        """Further layers behind the image encoder: none."""
+        return iter(())
+
+    @property
+    def seen(self) -> int | None:
+        """Visual positions that fused texts look at; None: those of the image encoder."""
+        return None
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of ALBEF's released code, or of what it starts from: transformers' ``ViTModel`` and ``BertModel``.
@@ -169,6 +184,13 @@ class ALBEF(Architecture):
             yield Misfit(("fusion", "hidden_size"), got, allowed, "make them equal")
         for name in ("text", "fusion"):
             yield from reading_misfits(name, stacks[name])
+
+
+@dataclass(frozen=True)
+class ALBEF(AlignBeforeFuse):
+    """ALBEF. The defaults are the paper's: ViT-B/16 at 256 pixels, and BERT-base divided into two stacks."""
+
+    kind: Literal["albef"] = "albef"
 
 
 _STACKS = ("vision", "text", "fusion")

@@ -26,6 +26,7 @@ from omnivl.parts.sizes import Transformer
 _PATCHES, _WORDS, _POSITIONS = "embed.block.visual.patches", "embed.block.text.words", "embed.block.text.positions"
 _VISUAL_POSITIONS = "embed.block.visual.positions"
 _TABLES = ("embed.block.visual.class_token", _VISUAL_POSITIONS)
+_ROBERTAS = ("roberta", "xlm-roberta")
 _ROBERTA_PAD = 1
 _TYPES = "embeddings.token_type_embeddings.weight"
 _PREFIX = re.compile(r"^(?:bert|vit|roberta)\.")
@@ -60,7 +61,7 @@ def from_others(
     elif "embeddings.cls_token" in given:
         kind = "vit"
     said = read_json(path / "config.json") if path.is_dir() else {}
-    if kind == "bert" and (said.get("model_type") == "roberta" or "lm_head.dense.weight" in given):
+    if kind == "bert" and (said.get("model_type") in _ROBERTAS or "lm_head.dense.weight" in given):
         first = 1 + said.get("pad_token_id", _ROBERTA_PAD)  # positions before it are of no word
         given, said = _as_bert(given, first), said | {"model_type": kind}
     if not kind or said.get("model_type", kind) != kind:

@@ -4,6 +4,7 @@ Streams of a chain; an architecture has some of them:
 
 - ``visual``: images and clips alone; ``masked_visual``: the same with patches masked; ``text``: texts alone;
 - ``queries``: what a fixed number of learnt queries gather from images and clips;
+- ``regions``: boxes of the clean images, each with a position for itself and those of its patches;
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
   visual positions; ``momentum_fused``: the same rows, computed by momentum twins;
@@ -13,14 +14,15 @@ Streams of a chain; an architecture has some of them:
   objective reads these;
 - ``interleaved``: the same texts; each position looks at the pictures before it, at places in the text.
 
-A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
+A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are. ``regions`` holds
+what is said of regions of each picture, and these regions: see ``omnivl.chain.regions``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-CLEAN = "clean"
+CLEAN, REGIONS = "clean", "regions"
 EMBEDDINGS = ("visual_embedding", "text_embedding")
 PARTS = ("visual_parts", "text_parts")
 VOCABULARY = "vocabulary"
@@ -32,6 +34,9 @@ def embedding_of(segment: str) -> str:
     """The field with the contrastive embeddings of a text segment that is not the clean one, fp32 ``[R, P]``."""
     return f"{segment}/embedding"
 
+
+REGION_EMBEDDINGS = ("regions/visual_embedding", embedding_of(REGIONS))
+"""The fields with the contrastive embeddings of regions and of what is said of them, fp32 ``[R, P]``."""
 
 _STREAMS = frozenset({"visual", "text", "fused", "generation"})
 
@@ -92,6 +97,8 @@ class Demands:
             joins' rows, with the same inputs; no twin computes the joins of other objectives.
         draws_from: Fields that ``draw`` reads, without a gradient.
         resting: Those of ``reads`` that the loss gives no gradient. What nobody else trains of them is frozen.
+        regions: Texts about regions of each picture; 0: the segments ``regions`` are not read. They are shared as the
+            clean ones are, so that all objectives of a step that read them have the same number.
     """
 
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -99,6 +106,7 @@ class Demands:
     reads: frozenset[str] = frozenset()
     draws_from: frozenset[str] = frozenset()
     resting: frozenset[str] = frozenset()
+    regions: int = 0
 
     @property
     def fields(self) -> frozenset[str]:
@@ -135,8 +143,9 @@ class Demands:
         found = {stream for stream, segments in self.rows.items() if segments.keys() - self.joined}
         found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
         found |= {"fused_generation"} if self.writes_from_fused else frozenset()
+        found |= {"regions"} if self.regions else frozenset()
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
-        found |= {"embedding" for name in names if name in (*EMBEDDINGS, *PARTS, "logit_scale")}
+        found |= {"embedding" for name in names if name in (*EMBEDDINGS, *REGION_EMBEDDINGS, *PARTS, "logit_scale")}
         own = names & (_STREAMS | {"fused_visual", "queries", "interleaved"})
         return frozenset(found | own | (self.reads & {TWIN + "fused"}))

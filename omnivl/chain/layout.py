@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from omnivl.chain.demands import CLEAN, PARTS, TWIN, Demands, Join, embedding_of
+from omnivl.chain.demands import CLEAN, PARTS, REGIONS, TWIN, Demands, Join, embedding_of
 from omnivl.chain.objective import Objective
+from omnivl.chain.regions import region_rows
 from omnivl.chain.state import Mode, StepLayout
 from omnivl.data.batch import DataKind
 from omnivl.errors import ModelError
@@ -37,7 +38,7 @@ def lay_out(
 
     Raises:
         ModelError: Two demands name the same segment or join, or generated texts of one step look at different things
-            or have different lengths.
+            or have different lengths, or demands differ in their number of regions.
     """
     active = {key: demands for key, demands in asked.items() if demands is not None}
     learning: StepLayout | None = None
@@ -49,16 +50,19 @@ def lay_out(
         learning = lay_out(awake, kind, batch_size, num_frames, mode)
     stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation", "language")}
     joins: dict[str, Join] = {}
+    regions = _agreed_regions(active)
     if any(_reads_clean(demands, "visual") for demands in active.values()):
         stacks["visual"].add(CLEAN, batch_size)
     if any(_reads_clean(demands, "text") for demands in active.values()):
         stacks["text"].add(CLEAN, batch_size)
+    stacks["text"].add(REGIONS, region_rows(batch_size, regions))
     for demands in active.values():
         for stream, segments in demands.rows.items():
             for segment, rows in segments.items():
                 stacks[stream].add(segment, rows)
         for name, join in demands.joins.items():
-            rows = join.times * demands.rows.get("text", {}).get(join.text, batch_size)
+            shared = region_rows(batch_size, regions) if join.text == REGIONS else batch_size
+            rows = join.times * demands.rows.get("text", {}).get(join.text, shared)
             stacks["generation" if join.mask == "causal" else "fused"].add(name, rows)
             joins[name] = join
     _check_written(stacks["generation"].segments, joins)
@@ -76,6 +80,7 @@ def lay_out(
         draws_from=frozenset[str]().union(*(demands.draws_from for demands in active.values())),
         twins=_twins(active.values(), stacks, kind),
         objectives=tuple(active),
+        regions=regions,
         class_only=not any(_reads_all_positions(demands) for demands in active.values()),
         patches=None,
         learning=learning,
@@ -115,6 +120,23 @@ def present_modalities(layout: StepLayout) -> tuple[str, ...]:
     return (*visual, "text") if reads_text else visual
 
 
+def _agreed_regions(active: Mapping[str, Demands]) -> int:
+    """The number of regions that the demands of a step share; 0: none reads any.
+
+    Raises:
+        ModelError: They differ.
+    """
+    asked = {key: demands.regions for key, demands in active.items() if demands.regions}
+    first = next(iter(asked), "")
+    for key, regions in asked.items():
+        if regions != asked[first]:
+            raise ModelError(
+                f"objectives {first!r} and {key!r} read {asked[first]} and {regions} regions of a picture in one step; "
+                "allowed is one number; make their regions equal, or put them on data entries of their own"
+            )
+    return asked.get(first, 0)
+
+
 def _check_written(written: Collection[str], joins: Mapping[str, Join]) -> None:
     """Refuses generated rows that cannot be stacked.
 
@@ -138,6 +160,8 @@ def _reads_clean(demands: Demands, stream: str) -> bool:
     if any(field.removeprefix("momentum_") in own for field in demands.fields):
         return True
     if stream == "visual":
+        if demands.regions:
+            return True
         gathered = not demands.fields.isdisjoint(("queries", "interleaved"))
         return gathered or any(CLEAN in join.seen for join in demands.joins.values())
     return any(join.text == CLEAN for join in demands.joins.values() if join.mask == "both")
@@ -151,7 +175,9 @@ def _reads_all_positions(demands: Demands) -> bool:
         for stream, segments in demands.rows.items()
         for segment in segments
     )
-    return bool(demands.joins or own or fields & {"visual", "text", "fused_visual", "queries", *PARTS})
+    return bool(
+        demands.joins or demands.regions or own or fields & {"visual", "text", "fused_visual", "queries", *PARTS}
+    )
 
 
 def _reads_words(demands: Demands) -> bool:

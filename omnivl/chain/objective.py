@@ -240,8 +240,6 @@ class Objective(ABC):
 
     compares_samples: ClassVar[bool] = False
     """Whether a sample's loss depends on other samples of its micro-batch, so that accumulated ones give it no more."""
-    compares_embeddings: ClassVar[bool] = False
-    """Whether the loss needs nothing of a sample but its embeddings and identity: it can be one of a whole step."""
     scores_pairs: ClassVar[bool] = False
     """Whether ``predict`` gives each fused row one number, which is the higher the better text and picture match."""
     picture_mark: ClassVar[str] = ""
@@ -271,6 +269,11 @@ class Objective(ABC):
         return False
 
     @property
+    def compares_embeddings(self) -> bool:
+        """Whether the loss needs nothing of a sample but its embeddings and identity: it can be one of a whole step."""
+        return False
+
+    @property
     def key(self) -> str:
         """Name in states, logs, heads and random keys."""
         kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own
@@ -284,6 +287,11 @@ class Objective(ABC):
     def misfits_beside(self, others: "Mapping[str, Objective]") -> Iterator[Misfit]:
         """Options that do not fit other objectives of the stage, which are given by their keys."""
         return iter(())
+
+    @property
+    def head_key(self) -> str:
+        """Key of the objective whose ``build_head`` makes the head: by default its own."""
+        return self.key
 
     @property
     def absent_lists(self) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.objective import LARGE_BATCH, Objective, PrepareContext
+from omnivl.chain.regions import draw_regions
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
@@ -76,8 +77,15 @@ class Preparation:
             readers=self.readers,
         )
         draws: list[Mapping[str, Tensor]] = []
-        for objective in self.objectives:
-            if objective.acts_on(entry) and objective.demands(batch.kind, batch.size) is not None:
+        acting = [objective for objective in self.objectives if objective.acts_on(entry)]
+        asked = [objective.demands(batch.kind, batch.size) for objective in acting]
+        regions = max((demands.regions for demands in asked if demands is not None), default=0)
+        if regions:  # first: objectives draw from them
+            drawn = draw_regions(batch, context, regions)
+            draws.append(drawn)
+            batch = replace(batch, prepared=drawn)
+        for objective, demands in zip(acting, asked, strict=True):
+            if demands is not None:
                 weight = torch.tensor(objective.weight_at(step), dtype=torch.float32)
                 draws += [objective.prepare(batch, context), {f"weight/{objective.key}": weight}]
         return join_draws(*draws)

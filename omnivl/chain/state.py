@@ -18,7 +18,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, Join, embedding_of
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, REGION_EMBEDDINGS, REGIONS, TWIN, Join, embedding_of
 from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
@@ -35,6 +35,8 @@ CORE_FIELDS: Mapping[str, str] = {
     "visual_mask": "bool [R_visual, S], true where there is a patch or class token; absent where everywhere",
     "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
+    "regions": "float [R, 1 + N, D], the mean of a region, then all patches of its picture, where there are regions",
+    "regions_mask": "bool [R, 1 + N], true for the region itself and its patches",
     "queries": "float [B, Q, D], what learnt queries gather from the clean visual rows, where an architecture has them",
     "pictures": "float [B, M * Q, D], what queries gather from each of a sample's M pictures or its clip, end to end",
     "momentum_visual": "float [R, S, D], from the momentum twin, no gradient; rows by layout.twins, clean in losses",
@@ -94,6 +96,7 @@ class StepLayout:
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
         twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
         objectives: Keys of the objectives that are active in the step.
+        regions: Texts about regions of each picture, beside that about the whole; see ``omnivl.chain.regions``.
         patches: Patches of a frame on average, where operations on pictures of their own sizes are counted.
         learning: The layout of a step without what losses read and give no gradient; None where they read no such
             thing. A layer without a gradient is one that rests under it.
@@ -117,6 +120,7 @@ class StepLayout:
     draws_from: frozenset[str] = frozenset()
     twins: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)
     objectives: tuple[str, ...] = ()
+    regions: int = 0
     class_only: bool = False
     patches: float | None = None
     learning: "StepLayout | None" = None
@@ -138,8 +142,14 @@ class StepLayout:
 
     @property
     def embedded_texts(self) -> tuple[str, ...]:
-        """Segments of the text stream besides the clean one that are projected into the common space."""
-        return tuple(name for name in self.text if name != CLEAN and embedding_of(name) in self.reads)
+        """Segments of the text stream besides the shared ones that are projected into the common space."""
+        own = (name for name in self.text if name not in (CLEAN, REGIONS))
+        return tuple(name for name in own if embedding_of(name) in self.reads)
+
+    @property
+    def embeds_regions(self) -> bool:
+        """Whether regions and what is said of them are projected into the common space."""
+        return not self.fields.isdisjoint(REGION_EMBEDDINGS)
 
     @property
     def joined(self) -> frozenset[str]:

@@ -188,8 +188,8 @@ def _checked(value: object, field: Field, source: str, where: str) -> object:
     """
     if field.kind == "raw" or isinstance(value, np.ndarray):
         return value
-    a_box = field.kind == "boxes" and isinstance(value, list) and bool(value) and not isinstance(value[0], list)
-    values = value if isinstance(value, list) and not a_box else [value]
+    one_box = field.kind == "boxes" and isinstance(value, list) and value and not isinstance(value[0], list | Mapping)
+    values = [_of_region(one, field) for one in (value if isinstance(value, list) and not one_box else [value])]
     if len(values) > field.most or (field.most == 1 and not values):
         detail = f"{len(values)} values in {source!r}; allowed: {'1' if field.most == 1 else f'at most {field.most}'}"
         raise BadSampleError("wrong_field", where, detail)
@@ -210,6 +210,14 @@ def _checked(value: object, field: Field, source: str, where: str) -> object:
     if field.kind == "boxes":
         return np.array(read, dtype=np.float64).reshape(-1, 4)
     return tuple(read) if field.most > 1 else read[0]
+
+
+def _of_region(value: object, field: Field) -> object:
+    """The text or the box of a region, an object with ``caption`` or ``attribute`` and ``box``; else the value."""
+    if not isinstance(value, Mapping):
+        return value
+    names = {"text": ("attribute", "caption"), "boxes": ("box",)}.get(field.kind, ())
+    return next((value[name] for name in names if name in value), value)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

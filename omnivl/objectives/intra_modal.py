@@ -43,7 +43,11 @@ class IntraModal(Objective):
     queue_size: int = 0
 
     compares_samples: ClassVar[bool] = True
-    compares_embeddings: ClassVar[bool] = True
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """It needs embeddings and identities alone."""
+        return True
 
     def __post_init__(self) -> None:
         """Checks the options.

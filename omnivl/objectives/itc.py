@@ -5,7 +5,8 @@ Samples of one identity count as different ones.
 The projections and the temperature belong to the layer that makes the embeddings (``omnivl.parts.project``), the bias
 of the sigmoid loss to this objective's head.
 
-Shapes: B samples of this replica, J joined batch (replicas * B), M embeddings of a picture, P projection size.
+Shapes: B samples of this replica, R rows of its regions, J joined batch (replicas * B), M embeddings of a picture, P
+projection size.
 """
 
 from dataclasses import dataclass
@@ -15,16 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import EMBEDDINGS, Demands
+from omnivl.chain.demands import EMBEDDINGS, REGION_EMBEDDINGS, REGIONS, Demands
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, Temperature
+from omnivl.chain.objective import Head, Heads, ObjectiveLoss, Temperature, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_pair
 from omnivl.objectives.contrast import nearest_is_positive, pair_contrast, sigmoid_contrast
 from omnivl.objectives.recall import recalls
+from omnivl.objectives.regions import RegionObjective
 from omnivl.objectives.spread_keys import SpreadKeys
 from omnivl.parts.similarity import similarity
+
+_FAR = 1e4  # exp(-_FAR) is 0 in fp64
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class ITC(Objective):
+class ITC(RegionObjective):
     """Contrast of pairs over the joined batch, without a queue and without identities.
 
     Attributes:
@@ -74,7 +78,11 @@ class ITC(Objective):
     label_smoothing: float = 0.0
 
     compares_samples: ClassVar[bool] = True
-    compares_embeddings: ClassVar[bool] = True
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """Not of regions, whose number differs between pictures."""
+        return not self.regions
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -86,6 +94,8 @@ class ITC(Objective):
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
         smooths = self.loss_type == "softmax" or self.label_smoothing == 0.0
         self.require(smooths, "label_smoothing", f"0 where loss_type is {self.loss_type!r}")
+        self.require(self.loss_type == "softmax" or not self.regions, "loss_type", "'softmax' with regions")
+        self.require(not (self.regions and self.label_smoothing), "label_smoothing", "0 with regions")
 
     @property
     def temperature_options(self) -> Temperature:
@@ -99,15 +109,25 @@ class ITC(Objective):
         )
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Both embeddings, for pairs of a text and a picture or clip."""
+        """Both embeddings, for pairs of a text and a picture or clip, or for regions."""
+        if self.regions:
+            reads = frozenset((*REGION_EMBEDDINGS, "logit_scale"))
+            return Demands(reads=reads, regions=self.regions) if self.takes(kind) else None
         return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale"))) if is_pair(kind) else None
 
     def build_head(self, sizes: HeadSizes) -> nn.Module | None:
         """The bias of the sigmoid's logits."""
         return BiasHead(self.initial_bias) if self.loss_type == "sigmoid" else None
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The pairs of regions and texts."""
+        present = self.present(state)
+        return {} if present is None else {self.key: present.sum()}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The loss over the joined batch."""
+        if self.regions:
+            return self._of_regions(state, gather)
         own = Embedded(state["visual_embedding"], state["text_embedding"])
         identity, scale = state["identity"], state["logit_scale"]
         visual, text = SpreadKeys.both(own.visual, own.text, identity, gather)
@@ -125,6 +145,23 @@ class ITC(Objective):
         factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
         return ObjectiveLoss(soft_target_loss(own, scale, factor, gather), metrics)
 
+    def _of_regions(self, state: State, gather: Gather) -> ObjectiveLoss:
+        """The softmax loss over all replicas' pairs of regions and texts, mean over those that are present."""
+        visual, text = (state[name] for name in REGION_EMBEDDINGS)
+        present, scale = state[f"{REGIONS}/present"], state["logit_scale"]
+        own = without_absent(visual, text, present, scale.detach())
+        keys = SpreadKeys.both(*own, self.identity_of(state), gather)
+        sides = pair_contrast(*keys, scale, pairs_only=True)
+
+        def mean(each: Tensor) -> Tensor:
+            total = torch.where(present, each, 0.0).sum()
+            return replica_mean(total, present.sum(), gather, state.term_weight(self.key))
+
+        metrics = {"temperature": (1.0 / scale).detach()}
+        for name, side in zip(("visual_to_text_r1", "text_to_visual_r1"), sides, strict=True):
+            metrics[name] = mean(side.nearest_is_positive.float())
+        return ObjectiveLoss(mean(sides[0].loss + sides[1].loss) / 2.0, metrics)
+
 
 class BiasHead(Head):
     """The bias of the sigmoid's logits, a parameter of one element."""
@@ -133,6 +170,23 @@ class BiasHead(Head):
         super().__init__()
         # One element instead of a scalar: hosts that shard cannot shard a scalar.
         self.bias = nn.Parameter(torch.tensor([initial]))
+
+
+def without_absent(visual: Tensor, text: Tensor, present: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings ``[R, P + 2]`` with the same products, but for absent rows: these are far from every other row.
+
+    Two numbers more are multiplied with those of the other side: 1, and 0 or a very low number. The weight of an absent
+    key in the normaliser of a present query is then exactly 0, and so are all its gradients.
+
+    Args:
+        visual: fp32 ``[R, P]``.
+        text: fp32 ``[R, P]``.
+        present: bool ``[R]``.
+        scale: 1 / temperature, without a gradient.
+    """
+    far = torch.where(present, 0.0, -_FAR / scale)[:, None]
+    one = torch.ones_like(far)
+    return torch.cat([visual, one, far], dim=1), torch.cat([text, far, one], dim=1)
 
 
 def soft_target_loss(own: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:

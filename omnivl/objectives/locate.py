@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import Demands, Join
+from omnivl.chain.demands import CLEAN, REGIONS, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, replica_mean
+from omnivl.chain.objective import Heads, ObjectiveLoss, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_label
 from omnivl.data.fields import Field
-from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.objectives.regions import RegionObjective
+from omnivl.parts.heads import Perceptron
 
 
 @dataclass(frozen=True)
-class Locate(Objective):
+class Locate(RegionObjective):
     """Where in the image is what the text speaks of? A box is predicted from the fused row as a whole.
 
     A sample's field ``box`` is [left, top, right, bottom] as fractions of the view. Samples whose box the view does not
-    show are left out and not counted.
+    show are left out and not counted. With ``regions`` each text about a region is located in the whole image.
 
     Attributes:
         field: Field with the box.
@@ -54,16 +54,23 @@ class Locate(Objective):
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
-        """The box."""
-        return {self.field: Field("boxes")}
+        """The box, or the regions."""
+        return super().sample_fields if self.regions else {self.field: Field("boxes")}
 
     @property
     def _present(self) -> str:
-        return f"field/{self.field}/present"
+        return f"{REGIONS}/located" if self.regions else f"field/{self.field}/present"
+
+    @property
+    def _boxes(self) -> str:
+        return f"{REGIONS}/boxes" if self.regions else f"field/{self.field}"
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One fused row per sample."""
-        return None if kind != "image_text" or is_label(kind) else self.asks(kind, batch_size)
+        """One fused row per sample, or per region."""
+        if kind != "image_text" or is_label(kind):
+            return None
+        joins = {self.key: Join(self.pairs, CLEAN)}
+        return Demands(joins=joins, reads=frozenset({"pooled"}), regions=self.regions)
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands:
         """One fused row per text."""
@@ -83,16 +90,17 @@ class Locate(Objective):
         Metrics: ``iou``, their mean intersection over union; ``accuracy``, the share of 0.5 or more.
         """
         assert isinstance(heads.own, BoxHead)
-        found, wanted, present = heads.own(state.pooled(self.key)), state[f"field/{self.field}"], state[self._present]
+        found, wanted, present = heads.own(state.pooled(self.key)), state[self._boxes], state[self._present]
         iou, giou = overlaps(corners(found), wanted)
         far = (found - centred(wanted)).abs().sum(dim=1)
         each = self.l1_weight * far + self.giou_weight * (1.0 - giou)
         count = present.sum()
-        loss = replica_mean((each * present).sum(), count, gather, state.term_weight(self.key))
-        with torch.no_grad():
-            shown = count.clamp(min=1)
-            metrics = {"iou": (iou * present).sum() / shown, "accuracy": ((iou >= 0.5) & present).sum() / shown}
-        return ObjectiveLoss(loss, metrics)
+
+        def mean(each: Tensor) -> Tensor:
+            return replica_mean((each * present).sum(), count, gather, state.term_weight(self.key))
+
+        metrics = {"iou": mean(iou.detach()), "accuracy": mean((iou >= 0.5).float())}
+        return ObjectiveLoss(mean(each), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """The box for each text, fp32 ``[R, 4]``: left, top, right, bottom as fractions of the view."""
@@ -100,18 +108,15 @@ class Locate(Objective):
         return corners(heads.own(state.pooled(self.key))).clamp(0.0, 1.0)
 
 
-class BoxHead(nn.Module):
-    """Linear to twice the width, LayerNorm, GELU, linear, sigmoid, as in X-VLM."""
+class BoxHead(Perceptron):
+    """A perceptron and a sigmoid, as in X-VLM."""
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.hidden = Linear(hidden_size, 2 * hidden_size)
-        self.norm = LayerNorm(2 * hidden_size, eps=1e-5)
-        self.output = Linear(2 * hidden_size, 4)
+        super().__init__(hidden_size, 4)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Centre x, y, width, height in (0, 1), fp32 ``[R, 4]``, from ``[R, D]``."""
-        return self.output(F.gelu(self.norm(self.hidden(pooled)))).float().sigmoid()  # type: ignore[no-any-return]
+        return super().forward(pooled).sigmoid()
 
 
 def corners(boxes: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnivl.chain.demands import TWIN, VOCABULARY, Demands, Join
+from omnivl.chain.demands import REGIONS, TWIN, VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, ramp
-from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
+from omnivl.chain.objective import Heads, ObjectiveLoss, PrepareContext, ramp
+from omnivl.chain.positions import IGNORED, chosen_of, ids_name, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.objectives.regions import RegionObjective
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
 
@@ -28,7 +29,7 @@ Uniforms = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class MLM(Objective):
+class MLM(RegionObjective):
     """Hides tokens; the masked text goes through the text encoder and, joined with visuals, through the fused blocks.
 
     Attributes:
@@ -73,6 +74,8 @@ class MLM(Objective):
         most = 1.0 - self.mask_share
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
         self.require(0.0 <= self.soft_target_alpha < 1.0, "soft_target_alpha", "at least 0 and below 1")
+        self.require(self.soft_target_alpha == 0.0 or not self.regions, "soft_target_alpha", "0 with regions")
+        self.require(self.grounded or not self.regions, "grounded", "true with regions")
         teaches = self.soft_target_alpha == 0.0 or self.grounded
         self.require(teaches, "soft_target_alpha", "0 unless grounded is true: the teacher reads fused rows")
         self.require(self.soft_target_warmup_steps >= 0, "soft_target_warmup_steps", "at least 0")
@@ -90,11 +93,12 @@ class MLM(Objective):
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, if grounded, one fused row per sample."""
         lacks = not has_text(kind) or (self.grounded and visual_of(kind) == "none")
-        if lacks or (is_label(kind) and not self.include_labels):
+        if lacks or (is_label(kind) and not self.include_labels) or not self.takes(kind):
             return None
-        joins = {self.key: Join(text=self.key)} if self.grounded else {}
+        joins = {self.key: Join(text=self.key, sees=self.pairs)} if self.grounded else {}
         twins = (TWIN + "fused", TWIN + VOCABULARY) if self.soft_target_alpha > 0.0 else ()
-        return Demands(rows={"text": {self.key: batch_size}}, joins=joins, reads=frozenset({VOCABULARY, *twins}))
+        rows, reads = {"text": {self.key: self.num_pairs(batch_size)}}, frozenset({VOCABULARY, *twins})
+        return Demands(rows=rows, joins=joins, reads=reads, regions=self.regions)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``.
@@ -109,10 +113,14 @@ class MLM(Objective):
         return prepared
 
     def hide_all(self, purpose: str, batch: Batch, context: PrepareContext) -> tuple[Tensor, Tensor]:
-        """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws."""
+        """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws.
+
+        With regions the texts are what is said of these, ``[R, L]``.
+        """
         assert batch.token_ids is not None, "acts on kinds with a text"
-        token_ids = batch.token_ids.numpy()
-        uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
+        token_ids = (batch.prepared[ids_name(REGIONS)] if self.regions else batch.token_ids).numpy()
+        draws = _draws(token_ids.shape[1]) * len(token_ids) // batch.size
+        uniforms = context.uniforms(purpose, batch, draws).reshape(len(token_ids), -1)
         first = first_of_word(token_ids, context.readers["text"].tokenizer) if self.whole_words else None
         corrupted, targets = self.hide(uniforms, token_ids, context.tokens, self._hidden_ids(context), first)
         return torch.from_numpy(corrupted), torch.from_numpy(targets)

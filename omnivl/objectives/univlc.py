@@ -84,7 +84,11 @@ class UniVLC(Objective):
     soft_target_warmup_steps: int = 0
 
     compares_samples: ClassVar[bool] = True
-    compares_embeddings: ClassVar[bool] = True
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """It needs embeddings and identities alone."""
+        return True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -1,6 +1,7 @@
 """Visual-language matching: does this text belong to this image or clip?
 
-Shapes: B samples of this replica, K samples that negatives are drawn from (B, or all replicas' samples), D hidden size.
+Shapes: B samples of this replica, R rows of its regions, K candidates for negatives (B or R, of this replica or of
+all), D hidden size.
 """
 
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import EMBEDDINGS, TWIN, Demands, Join
+from omnivl.chain.demands import EMBEDDINGS, REGION_EMBEDDINGS, TWIN, Demands, Join
 from omnivl.chain.gather import Gather, LocalGather
-from omnivl.chain.objective import Drawn, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.objective import Drawn, Heads, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
+from omnivl.objectives.regions import RegionObjective
+from omnivl.parts.heads import Perceptron
 from omnivl.parts.linear import Linear
 from omnivl.parts.similarity import similarity
 
@@ -27,7 +30,7 @@ Probabilities = Literal["negatives", "all"]
 
 
 @dataclass(frozen=True)
-class VLM(Objective):
+class VLM(RegionObjective):
     """Binary matching with hard negatives drawn from the contrastive similarities.
 
     Attributes:
@@ -41,6 +44,7 @@ class VLM(Objective):
         similarities: What a sample's embedding is compared with: the ``online`` embeddings of the others, or their
             ``momentum`` ones, which need the model's momentum twins.
         include_labels: Whether class prompts are matched too.
+        head: ``linear``, or the ``perceptron`` of X-VLM: as in the objective ``locate``.
 
     Source: Li et al., ALBEF, arXiv 2107.07651, section 3.2; Li et al., BLIP, arXiv 2201.12086 (epsilon 1e-4). The code
         of both takes ``probabilities: all`` and ``similarities: momentum`` in pretraining; BLIP's adds the epsilon.
@@ -54,6 +58,7 @@ class VLM(Objective):
     probabilities: Probabilities = "negatives"
     similarities: Literal["online", "momentum"] = "online"
     include_labels: bool = False
+    head: Literal["linear", "perceptron"] = "linear"
 
     compares_samples: ClassVar[bool] = True
     scores_pairs: ClassVar[bool] = True
@@ -66,21 +71,29 @@ class VLM(Objective):
         """
         super().__post_init__()
         self.require(self.epsilon >= 0.0, "epsilon", "at least 0")
+        self.require(self.similarities == "online" or not self.regions, "similarities", "'online' with regions")
 
     @property
     def needs_whole_texts(self) -> bool:
-        """Those of other replicas are joined with these."""
-        return self.negatives == "global"
+        """Those of other replicas are joined with these, or those of regions are texts of their own."""
+        return self.negatives == "global" or super().needs_whole_texts
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Three fused rows per sample, and the embeddings to draw negatives by."""
-        if not is_pair(kind) or (is_label(kind) and not self.include_labels):
+        """Three fused rows per pair, and the embeddings to draw negatives by."""
+        if not is_pair(kind) or (is_label(kind) and not self.include_labels) or not self.takes(kind):
             return None
-        positive, negative_visual, negative_text = self.segments
-        joins = {positive: Join(), negative_visual: Join(drawn="sees"), negative_text: Join(drawn="text")}
+        drawn: tuple[Literal["text", "sees"] | None, ...] = (None, "sees", "text")
+        joins = {
+            name: Join(self.pairs, self.pairs, drawn=side) for name, side in zip(self.segments, drawn, strict=True)
+        }
         reads = frozenset({"pooled"})
         keys = tuple(TWIN + name for name in EMBEDDINGS) if self.similarities == "momentum" else ()
-        return Demands(joins=joins, reads=reads, draws_from=frozenset((*EMBEDDINGS, "logit_scale", *keys)))
+        draws_from = frozenset((*self._embeddings, "logit_scale", *keys))
+        return Demands(joins=joins, reads=reads, draws_from=draws_from, regions=self.regions)
+
+    @property
+    def _embeddings(self) -> tuple[str, ...]:
+        return REGION_EMBEDDINGS if self.regions else EMBEDDINGS
 
     def after_training(self) -> Self:
         """The same without momentum embeddings: nothing is drawn after training."""
@@ -96,61 +109,76 @@ class VLM(Objective):
         return tuple(f"{self.key}/{segment}" for segment in SEGMENTS)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``{key}/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
-        draws = context.uniforms(self.key, batch, 2).astype(np.float32)
+        """Draws ``{key}/uniforms`` fp32 ``[B, 2]``, or ``[R, 2]``: for the negative visual and the negative text."""
+        rows = self.num_pairs(batch.size)
+        draws = context.uniforms(self.key, batch, 2 * rows // batch.size).astype(np.float32).reshape(rows, 2)
         # Rounding to fp32 may give 1, which is outside [0, 1).
         return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The positive pairs and the admissible negative ones."""
-        identity = state["identity"]
-        has_negative = (identity[:, None] != self._world(gather).join(identity)).any(-1)
-        return {self.key: len(identity) + 2 * has_negative.sum()}
+        admissible, present = self._admissible(state, gather), self.present(state)
+        has_negative = admissible.any(-1)
+        if present is None:
+            return {self.key: len(admissible) + 2 * has_negative.sum()}
+        return {self.key: present.sum() + 2 * (has_negative & present).sum()}
 
     def _world(self, gather: Gather) -> Gather:
         """The replicas whose samples are candidates."""
         return gather if self.negatives == "global" else LocalGather()
 
+    def _admissible(self, state: State, gather: Gather) -> Tensor:
+        """Which candidates may be negatives of a pair, bool ``[B, K]``, or ``[R, K]``."""
+        identity, present, world = self.identity_of(state), self.present(state), self._world(gather)
+        differs = identity[:, None] != world.join(identity)
+        return differs if present is None else differs & world.join(present)
+
     def draw(self, state: State, gather: Gather) -> Drawn:
-        """Draws hard negatives by the similarities; adds ``{key}/has_negative`` bool ``[B]``."""
-        visual, text, identity = state["visual_embedding"], state["text_embedding"], state["identity"]
+        """Draws hard negatives by the similarities; adds ``{key}/has_negative`` bool ``[B]``, or ``[R]``."""
+        visual, text = (state[name] for name in self._embeddings)
         # Drawn in replica order, then converted to indices with own rows first: the draw equals that of the joined
         # batch.
         world = self._world(gather)
-        admissible = identity[:, None] != world.join(identity)
+        admissible = self._admissible(state, gather)
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
         twin = TWIN if self.similarities == "momentum" else ""
-        visual_keys, text_keys = (world.join(state[twin + name].detach()) for name in EMBEDDINGS)
+        visual_keys, text_keys = (world.join(state[twin + name].detach()) for name in self._embeddings)
         logits = scale * torch.stack([similarity(text, visual_keys), similarity(visual, text_keys)])
         drawn = draw_negatives(logits, admissible, uniforms.t(), self.epsilon, self.probabilities)
-        rows = ((drawn - world.replica * len(identity)) % admissible.shape[1]).unbind()
+        rows = ((drawn - world.replica * len(admissible)) % admissible.shape[1]).unbind()
         leaves = {f"{self.key}/has_negative": admissible.any(-1)}
         return Drawn(dict(zip(self.segments[1:], rows, strict=True)), self.negatives == "global", leaves)
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """Two scores, no match and match, from a pooled fused row."""
-        return MatchHead(sizes.pooled)
+        return MatchHead(sizes.pooled) if self.head == "linear" else Perceptron(sizes.pooled, 2)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean two-way cross-entropy over positive pairs and admissible negative ones."""
         head = heads.own
-        assert isinstance(head, MatchHead)
+        assert isinstance(head, MatchHead | Perceptron)
         logits = head(state.pooled(*self.segments))
-        has_negative = state[f"{self.key}/has_negative"].float()
+        has_negative, present = state[f"{self.key}/has_negative"].float(), self.present(state)
         weights = has_negative.repeat(len(self.segments))
         weights[: len(has_negative)].fill_(1.0)
+        if present is not None:
+            weights = weights * present.repeat(len(self.segments))
         targets = torch.zeros(len(weights), dtype=torch.int64, device=logits.device)
         targets[: len(has_negative)].fill_(1)
         total = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
         count = weights.sum()
         with torch.no_grad():
-            right = (logits.argmax(-1) == targets) * weights
-            metrics = {"accuracy": right.sum() / count, "with_negative": has_negative.mean()}
+            right = ((logits.argmax(-1) == targets) * weights).sum()
+            if present is None:
+                accuracy = right / count
+            else:  # replicas differ in their number of pairs
+                accuracy = replica_mean(right, count, gather, state.term_weight(self.key))
+            metrics = {"accuracy": accuracy, "with_negative": has_negative.mean()}
         return ObjectiveLoss(replica_mean(total, count, gather, state.term_weight(self.key)), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""
-        assert isinstance(heads.own, MatchHead)
+        assert isinstance(heads.own, MatchHead | Perceptron)
         logits = heads.own(state.pooled(self.segments[0]))
         odds: Tensor = logits[:, 1] - logits[:, 0]
         return odds

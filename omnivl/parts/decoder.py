@@ -20,6 +20,7 @@ from moe.feed_forward import build_feed_forward, is_routed
 from moe.slot import FeedForwardOutput, Slot
 from omnivl.chain.flops import num_rows, twin_rows, written
 from omnivl.chain.positions import kept_name
+from omnivl.chain.regions import region_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
@@ -174,8 +175,8 @@ class GroundedLayer(StackBlock):
             memory_size: Width of the visual features; None: that of the decoder.
             momentum: Of its twin; None builds none.
             block: Class of the block.
-            seen: Positions that generated texts look at, if they are neither those of the visual encoder nor those of
-                fused texts.
+            seen: Positions that texts look at, if they are neither those of the visual encoder nor those of fused
+                texts.
         """
         super().__init__(index, sizes, lambda own: block(own, self.causal, index, memory_size), momentum)
         self.length, self.patches, self.seen = length, patches, seen
@@ -183,10 +184,11 @@ class GroundedLayer(StackBlock):
     def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: float) -> float:
         """Operations on ``rows`` texts of ``tokens`` tokens each that look at ``seen`` positions, forward.
 
-        Keys and values are projected once per sample, however many texts look at it.
+        Keys and values are projected once per sample, however many texts look at it, and once per region.
         """
         assert isinstance(self.block, GroundedBlock)
-        memory = layout.batch_size * self.block.cross.project_flops(seen) * (rows > 0)
+        pictures = layout.batch_size + region_rows(layout.batch_size, layout.regions)
+        memory = pictures * self.block.cross.project_flops(seen) * (rows > 0)
         return rows * self.block.flops(tokens, self.length, seen) + memory
 
 
@@ -205,7 +207,8 @@ class AlignmentBlock(GroundedLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all fused rows, and of the twin, which sees every patch."""
-        tokens, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
+        tokens = self.length if tokens is None else tokens
+        seen = visual_positions(self.patches, layout) if self.seen is None else self.seen
         every = 1 + num_times(self.patches, layout) * num_patches(self.patches, layout)
         online = self.grounded_flops(layout, num_rows(layout.fused), tokens, seen)
         return self.backward.passes * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)

@@ -9,6 +9,22 @@ from torch import Tensor, nn
 from omnivl.parts.linear import LayerNorm, Linear
 
 
+class Perceptron(nn.Module):
+    """Linear to twice the width, LayerNorm, GELU, linear. Source: the heads of X-VLM's released code."""
+
+    def __init__(self, hidden_size: int, outputs: int) -> None:
+        """Builds the maps from D to ``outputs``."""
+        super().__init__()
+        self.hidden = Linear(hidden_size, 2 * hidden_size)
+        self.norm = LayerNorm(2 * hidden_size, eps=1e-5)
+        self.output = Linear(2 * hidden_size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """fp32 ``[R, outputs]`` from ``[R, D]``."""
+        made: Tensor = self.output(F.gelu(self.norm(self.hidden(pooled)))).float()
+        return made
+
+
 class VocabularyHead(nn.Module):
     """Dense, GELU, LayerNorm, and a score for every token of the vocabulary; or the last map alone.
 

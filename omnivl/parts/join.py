@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.chain import ChainLayer
-from omnivl.chain.demands import CLEAN, TWIN, Join
+from omnivl.chain.demands import CLEAN, REGIONS, TWIN, Join
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.objective import Drawn, Objective
 from omnivl.chain.state import State, StepLayout, joined, part
 from omnivl.errors import ModelError
 from omnivl.parts.embed import encoded_rows
 
-_STREAMS = ("visual", "text", "text_mask", "visual_mask", "visual_input", "text_input")
+_STREAMS = (
+    *("visual", "text", "text_mask", "visual_mask", "visual_input", "text_input"),
+    *("regions", "regions_mask"),
+)
 
 
 class JoinRows(ChainLayer):
@@ -91,7 +94,7 @@ class JoinRows(ChainLayer):
             for name in segments:
                 if not (stream in layout.fields if name == CLEAN else name not in layout.joined):
                     continue
-                if stream == "text" and name in layout.embedded_texts:
+                if stream == "text" and (name in layout.embedded_texts or name == REGIONS):
                     continue
                 own = slice(segments[name].start - first, segments[name].stop - first)
                 found[f"{stream}/{name}"] = part(state[stream], own)
@@ -136,18 +139,19 @@ class JoinRows(ChainLayer):
         rows = []
         for name, join in joins.items():
             text, mask = sides.text[join.text], sides.mask[join.text]
-            looked_at = memory.rows_of(join.seen, len(text))
+            looked_at = memory.rows_of(join.seen, len(text), of_regions=join.text == REGIONS)
             if join.drawn is not None:
                 assert name.split("/")[0] in drawn, f"nobody draws for the join {name}"
                 choice, rows_of_all = drawn[name.split("/")[0]], None
                 if choice.across and self.gather.replicas > 1:
                     rows_of_all = in_replica_order(choice.rows[name], len(text), self.gather)
+                first = memory.first_of(join.seen)
                 if join.drawn == "text":
                     text, mask = self._taken((text, mask), choice.rows[name], rows_of_all)
                 elif rows_of_all is None:
-                    looked_at = choice.rows[name]
+                    looked_at = choice.rows[name] + first if first else choice.rows[name]
                 else:
-                    looked_at = memory.added(*self.gather.fetch(sides.seen(CLEAN), rows_of_all))
+                    looked_at = memory.added(*self.gather.fetch(sides.seen(*join.seen), rows_of_all))
             rows.append((text, mask, looked_at))
         return rows
 
@@ -197,6 +201,7 @@ class JoinRows(ChainLayer):
         """The rows to join, by segment."""
         layout, suffix = state.layout, "_input" if self.joins_inputs else ""
         visual = {name: part(state[f"visual{suffix}"], rows) for name, rows in layout.visual.items()}
+        visual |= {REGIONS: state["regions"]} if layout.regions else {}
         texts = {name: rows for name, rows in layout.text.items() if name in layout.joined}
         text = {name: part(state[f"text{suffix}"], rows) for name, rows in texts.items()}
         masks = {name: part(state["text_mask"], rows) for name, rows in texts.items()}
@@ -259,9 +264,12 @@ class Sides:
 
 
 def _visual_masks(state: State, layout: StepLayout, names: Collection[str]) -> dict[str, Tensor]:
-    if "visual_mask" not in state:
-        return {}
-    return {name: part(state["visual_mask"], layout.visual[name]) for name in names}
+    masks = {}
+    if "visual_mask" in state:
+        masks = {name: part(state["visual_mask"], layout.visual[name]) for name in names if name in layout.visual}
+    if REGIONS in names:
+        masks |= {REGIONS: state["regions_mask"]}
+    return masks
 
 
 class _Memory:
@@ -282,8 +290,17 @@ class _Memory:
             self._start[seen] = self._append(*self.sides.seen(*seen))
         return self._start[seen]
 
-    def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
-        """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""
+    def rows_of(self, seen: tuple[str, ...], count: int, *, of_regions: bool = False) -> Tensor:
+        """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated.
+
+        Args:
+            seen: The segments.
+            count: How many; texts ``of_regions`` are several for each picture, one behind the other.
+            of_regions: See ``count``.
+        """
+        if of_regions and REGIONS not in seen:
+            pictures = len(self.sides.visual[seen[0]])
+            return self._range(self.first_of(seen), pictures).repeat_interleave(count // pictures)
         return self._range(self.first_of(seen), count)
 
     def _append(self, features: Tensor, *mask: Tensor) -> int:

@@ -29,7 +29,7 @@ _VOCABULARY_TWIN = TWIN + VOCABULARY
 
 
 class Losses(ChainLayer):
-    """Heads, losses and predictions.
+    """Heads, losses and predictions. Objectives of one kind may share a head (``Objective.head_key``).
 
     In training the result has ``loss/{key}`` and ``metric/{key}/{metric}`` of every active objective, and ``loss``, the
     sum of ``weight/{key}`` (from the state; 1 if missing) times ``loss/{key}``. Routed layers add
@@ -73,23 +73,26 @@ class Losses(ChainLayer):
             self.vocabulary = vocabulary(sizes.words, sizes.vocab_size)
             if any(objective.reads(_VOCABULARY_TWIN) for objective in objectives):
                 self.momentum_vocabulary = frozen_twin(vocabulary(sizes.words, sizes.vocab_size), self.vocabulary)
-        built = {key: objective.build_head(sizes) for key, objective in self.objectives.items()}
+        owners = [objective for key, objective in self.objectives.items() if objective.head_key == key]
+        built = {objective.key: objective.build_head(sizes) for objective in owners}
         self.heads = nn.ModuleDict({key: head for key, head in built.items() if head is not None})
 
     def heads_of(self, key: str) -> Heads:
         """The heads that an objective's ``loss`` and ``predict`` get."""
         heads = dict(self.heads.items())
+        own = heads.get(self.objectives[key].head_key)
         borrowed = {other: heads[other] for other in self.objectives[key].borrows}
         if key not in self.reading_words:
-            return Heads(heads.get(key), borrowed=borrowed)
-        return Heads(heads.get(key), self.vocabulary, self.momentum_vocabulary, borrowed)
+            return Heads(own, borrowed=borrowed)
+        return Heads(own, self.vocabulary, self.momentum_vocabulary, borrowed)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of heads on words: on the generation stream and on masked words, and of the shared one's twin on these.
 
         Added is what the heads of the step's objectives count themselves (``Head.flops``).
         """
-        acting = (self.heads[key] for key in layout.objectives if key in self.heads)
+        keys = (self.objectives[key].head_key for key in layout.objectives)
+        acting = (self.heads[key] for key in keys if key in self.heads)
         total = sum((head.flops(layout, self.backward) for head in acting if isinstance(head, Head)), start=0.0)
         if self.vocabulary is not None:
             for name, own in layout.generation.items():
@@ -114,7 +117,7 @@ class Losses(ChainLayer):
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Heads of objectives that act in no step, and the vocabulary head if no step reads it."""
-        active = {key for layout in layouts for key in layout.objectives}
+        active = {self.objectives[key].head_key for layout in layouts for key in layout.objectives}
         for key, head in self.heads.items():
             if key not in active:
                 yield from head.parameters()

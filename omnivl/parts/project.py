@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnivl.chain.chain import EMBEDDING_STACK, ChainLayer
-from omnivl.chain.demands import CLEAN, EMBEDDINGS, PARTS, TWIN, embedding_of
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, PARTS, REGION_EMBEDDINGS, REGIONS, TWIN, embedding_of
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, temperature_of
 from omnivl.chain.sizes import HeadSizes
@@ -81,8 +81,9 @@ class Project(ChainLayer):
 
     Adds ``visual_embedding`` and ``text_embedding`` if there are clean rows, those of the twins
     (``momentum_visual_embedding``, ``momentum_text_embedding``) and of their other positions
-    (``momentum_visual_parts``, ``momentum_text_parts``), ``{segment}/embedding`` of other texts, and
-    ``logit_scale``, as the layout requires. This layer is never recomputed.
+    (``momentum_visual_parts``, ``momentum_text_parts``), ``{segment}/embedding`` of other texts, those of regions
+    and of what is said of them (``REGION_EMBEDDINGS``, of first positions), and ``logit_scale``, as the layout
+    requires. This layer is never recomputed.
     """
 
     stack = EMBEDDING_STACK
@@ -142,9 +143,10 @@ class Project(ChainLayer):
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Parameters that no loss reads: hard negatives are drawn without a gradient."""
         read = frozenset[str]().union(*(layout.reads for layout in layouts))
-        if "visual_embedding" not in read:
+        of_regions = not read.isdisjoint(REGION_EMBEDDINGS)
+        if "visual_embedding" not in read and not of_regions:
             yield from self.visual_projection.parameters()
-        if "text_embedding" not in read and not any(layout.embedded_texts for layout in layouts):
+        if "text_embedding" not in read and not of_regions and not any(layout.embedded_texts for layout in layouts):
             yield from self.text_projection.parameters()
         if "logit_scale" not in read:
             yield self.logit_scale
@@ -165,6 +167,11 @@ class Project(ChainLayer):
         for segment in layout.embedded_texts:
             pooled = self.pools.get("text", first)(self._rows(state, "text", segment), state, segment)
             found[embedding_of(segment)] = embed(self.text_projection, pooled)
+        if layout.embeds_regions:
+            of_regions = self.visual_projection, self.text_projection
+            rows_of_both = state["regions"], self._rows(state, "text", REGIONS)
+            for name, projection, rows in zip(REGION_EMBEDDINGS, of_regions, rows_of_both, strict=True):
+                found[name] = embed(projection, rows[:, 0])
         with torch.no_grad():
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
                 asked = {f"{TWIN}{stream}_{what}" for what in ("embedding", "parts")} & layout.fields
