@@ -132,8 +132,9 @@ class AlignBeforeFuse(Architecture):
         sizes = patches, self.vision, self.words, self.text
         yield "embed", EmbedTowers(*sizes, has_token, kit.compute_dtype, momentum=twins)
         for index in range(self.vision.layers):
-            last = {"block": ImageBlock, "may_shorten": not self.reads_patches}
-            yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, **last)
+            may_shorten = not self.reads_patches
+            encoder = VisualBlock(index, self.vision, patches, twins, block=ImageBlock, may_shorten=may_shorten)
+            yield f"visual_{index:02d}", encoder
         yield "visual_norm", VisualNorm(self.vision, twins)
         yield from self.visual_end()
         for index in range(self.text.layers):
