@@ -73,6 +73,14 @@ def read(field: Field, value: object) -> object:
         (Field("boxes", most=2), [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1]], [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1]]),
         (Field("boxes", most=2), [], []),
         (Field("text", required=False), None, None),
+        # What converters write of regions, as texts and as boxes.
+        (
+            Field("text", most=2),
+            [{"caption": "a cat", "box": [0, 0, 1, 1]}, {"attribute": "a red cat"}],
+            ("a cat", "a red cat"),
+        ),
+        (Field("boxes", most=2), [{"caption": "a cat", "box": [0, 0, 0.5, 1]}], [[0, 0, 0.5, 1]]),
+        (Field("boxes"), {"box": [0, 0.5, 1, 1]}, [[0, 0.5, 1, 1]]),
     ],
 )
 def test_values_of_every_type(field, value, wanted):

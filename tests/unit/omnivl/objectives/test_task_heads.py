@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omnivl.architectures import ALBEF, Architecture, OmniVL, Unified, ViLT
+from omnivl.architectures import ALBEF, XVLM, Architecture, OmniVL, Unified, ViLT
 from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
@@ -26,7 +26,7 @@ from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import TextReader, Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.predict import predict
-from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, Segment
+from omnivl.objectives import ITC, VQA, Choose, Locate, Recognize, Region, Regress, Segment
 from omnivl.objectives.locate import centred, corners, overlaps
 from omnivl.objectives.region import coverage
 from omnivl.objectives.segment import dice
@@ -47,6 +47,9 @@ MODELS: Mapping[str, Architecture] = {
     "albef": ALBEF(
         **SIZES, vision=SMALL, text=SMALL, fusion=SMALL, generation_layers=0, text_length=20,
         vocab_size=TOKENIZER.special.vocab_size,
+    ),
+    "xvlm": XVLM(
+        **SIZES, vision=SMALL, text=SMALL, fusion=SMALL, text_length=20, vocab_size=TOKENIZER.special.vocab_size
     ),
 }  # fmt: skip
 PLAIN = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
@@ -109,6 +112,14 @@ CASES: Mapping[str, tuple[str, Objective, DataEntryConfig]] = {
     "unified pairs of pictures": ("unified", STATEMENTS, entry_of("pairs", "images_text", ("answers",))),
     "clips": ("omnivl", STATEMENTS, entry_of("clip_statements", "video_text", ("answers",))),
     "sentiment": ("omnivl", Regress(scale=3.0), entry_of("sentiment", "video_text", ("sentiment",))),
+    **{
+        f"{objective.key} of regions": (
+            "xvlm",
+            objective,
+            entry_of("captions", "image_text", ("regions", "region_boxes")),
+        )
+        for objective in (ITC(regions=2), Locate(regions=2))
+    },
     "recognize": (
         *("omnivl", Recognize(classes=YES, field="answer")),
         entry_of("questions", "image_text", ("answer",)),
