@@ -113,12 +113,8 @@ CASES: Mapping[str, tuple[str, Objective, DataEntryConfig]] = {
     "clips": ("omnivl", STATEMENTS, entry_of("clip_statements", "video_text", ("answers",))),
     "sentiment": ("omnivl", Regress(scale=3.0), entry_of("sentiment", "video_text", ("sentiment",))),
     **{
-        f"{objective.key} of regions": (
-            "xvlm",
-            objective,
-            entry_of("captions", "image_text", ("regions", "region_boxes")),
-        )
-        for objective in (ITC(regions=2), Locate(regions=2))
+        f"{one.key} of regions": ("xvlm", one, entry_of("captions", "image_text", ("regions", "region_boxes")))
+        for one in (ITC(regions=2), Locate(regions=2))
     },
     "recognize": (
         *("omnivl", Recognize(classes=YES, field="answer")),
