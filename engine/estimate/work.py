@@ -32,6 +32,7 @@ from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.flops import chain_flops, num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.objectives.teacher import stand_in_teachers
 from omnivl.parts.block import BlockLayer
 
 REORDERED = 7.0
@@ -241,6 +242,7 @@ def model_work(
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     mark_trained(chain, stage)
     store_frozen(chain, stage.model.stacks)
+    stand_in_teachers(chain)
     chain.train()
     states = blank_states(stage, tokenizer, device, chain=chain, words=() if words is None else (words,))
     with even_loads(chain):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.disk.evaluation import write_evaluation
-from engine.finished.trained import Trained
+from engine.disk.trained import Trained
 from engine.plan.evaluation import possible_kinds, provided_in
 from engine.plan.parse import parse_tasks
 from engine.plan.schema import kinds

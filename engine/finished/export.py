@@ -19,9 +19,9 @@ import transformers
 from engine.disk.aside import HEADS
 from engine.disk.evaluation import read_scores
 from engine.disk.saved import saved_weights
+from engine.disk.trained import Trained, is_for_training
 from engine.errors import CheckpointError
 from engine.finished.code import write_code
-from engine.finished.trained import Trained, is_for_training
 from engine.report.table import format_interval, format_share
 from engine.telemetry.environment import package_versions
 from omnivl.architectures.foreign import Foreign

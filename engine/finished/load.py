@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.finished.trained import find_trained, load_encoder
+from engine.disk.trained import find_trained, load_encoder
 from engine.plan.evaluation import provided_in
 from engine.processes.process_group import choose_device
 from omnivl.api import Model

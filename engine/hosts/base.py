@@ -42,6 +42,10 @@ class Host(Protocol):
     def takes_batches(self) -> bool:
         """Whether this process reads batches; if not, ``step`` may be given none."""
 
+    @property
+    def computes_losses(self) -> bool:
+        """Whether this process runs the chain's last layer in training."""
+
     def whole_chain(self) -> AbstractContextManager[Chain]:
         """The chain with all weights here and current, for evaluation, as long as the context lasts.
 

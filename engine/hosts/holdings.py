@@ -229,6 +229,11 @@ class HoldingHost:
         """True, except for later stages of a pipeline."""
         return True
 
+    @property
+    def computes_losses(self) -> bool:
+        """True, except for earlier stages of a pipeline."""
+        return True
+
     def whole_chain(self) -> AbstractContextManager[Chain]:
         """The chain; hosts that keep weights elsewhere fetch them first."""
         return nullcontext(self.chain)

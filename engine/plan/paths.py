@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-_FIELDS = ("source", "tokenizer", "preset", "answers", "index_cache", "nvme_folder", "pipeline_profile")
+_FIELDS = ("source", "tokenizer", "preset", "answers", "teacher", "index_cache", "nvme_folder", "pipeline_profile")
 """Fields whose text is a path, in whatever section they stand. Those of ``weights`` are paths as well."""
 
 

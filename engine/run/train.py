@@ -32,6 +32,7 @@ from engine.run.examination import UnevaluatedError
 from engine.run.resumption import find
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain, start_host
+from engine.run.teachers import give_teachers
 from engine.step.determinism import deterministic_operations
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.peak import Peak, peak_of
@@ -132,6 +133,9 @@ def _go_on(start: _Start, index: int) -> int:
         progress.message(f"stage {stage.name}: frozen, as no objective gives them a gradient: {parts} (parameters)")
     store_frozen(chain, stage.model.stacks)
     host = start_host(chain, stage, device, origins)
+    if host.computes_losses:
+        for line in give_teachers(chain, plan, index, run, tokenizer, device, dtype):
+            progress.message(line)
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
     throughput = Throughput(

@@ -15,6 +15,8 @@ _OBJECTIVES: Mapping[str, str] = {
     "classify": "classification",
     "clip": "CLIP",
     "diffusion": "drawing",
+    "distil": "distillation",
+    "distil_matching": "distillation of matching",
     "itc": "ITC",
     "intra_modal": "contrast within a modality",
     "itm": "ITM",

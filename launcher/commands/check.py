@@ -37,6 +37,7 @@ from omnivl.data.config import LoaderConfig
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
+from omnivl.objectives.teacher import stand_in_teachers
 
 
 def check(
@@ -177,6 +178,7 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
     mark_trained(chain, stage)
+    stand_in_teachers(chain)
     kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
     costs = stage_costs(chain, stage)
     division = divide_stage(chain, stage)

@@ -40,7 +40,7 @@ def captions(
       omnivl data captions emoji --where '{label: [bugs]}' --captioner runs/quickstart --out captioned
     """
     # Here: the other commands of `data` need nothing of a model, and would start a second later.
-    from engine.finished.trained import find_trained, load_encoder
+    from engine.disk.trained import find_trained, load_encoder
     from engine.processes.process_group import choose_device
     from engine.telemetry.console import say
     from launcher.commands.data_convert import progress_bar

@@ -63,7 +63,7 @@ def overlap(
     sources = [open_source(entry, seed=EVALUATION_SEED) for entry in entries]
     vectors: Vectors = signatures
     if run is not None:
-        from engine.finished.trained import find_trained, load_encoder
+        from engine.disk.trained import find_trained, load_encoder
         from engine.processes.process_group import choose_device
         from omnivl.inference.overlap import embeddings_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 
-from engine.finished.trained import find_trained, load_encoder
+from engine.disk.trained import find_trained, load_encoder
 from engine.plan.yaml import read_yaml
 from engine.processes.process_group import choose_device
 from engine.telemetry.console import say

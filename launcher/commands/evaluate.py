@@ -11,8 +11,8 @@ from typing import Annotated
 import torch
 import typer
 
+from engine.disk.trained import Trained, find_trained, load_encoder
 from engine.finished.evaluate import as_override, choose_tasks, evaluate, keep_evaluation
-from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.plan.consent import require_consent
 from engine.plan.schema import kinds
 from engine.processes import ranks

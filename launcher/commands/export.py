@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from engine.disk.trained import find_trained
 from engine.finished.export import Dtype, Form
 from engine.finished.export import export as write_export
-from engine.finished.trained import find_trained
 from engine.telemetry.console import say
 from omnivl.errors import UserError
 

@@ -11,8 +11,8 @@ import torch
 import typer
 
 from engine.disk.run_folder import write_whole
+from engine.disk.trained import Trained, find_trained, load_encoder
 from engine.finished.evaluate import as_override, choose_tasks
-from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.plan.consent import require_consent
 from engine.plan.schema import kinds
 from engine.processes.process_group import choose_device

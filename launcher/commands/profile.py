@@ -22,6 +22,7 @@ from launcher.commands.outputs import require_writable
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.objectives.teacher import stand_in_teachers
 
 
 def profile(
@@ -66,6 +67,7 @@ def _measure(
     for one in (shapes, chain):
         mark_trained(one, stage)
         store_frozen(one, stage.model.stacks)
+        stand_in_teachers(one)
     kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
     seconds = layer_seconds(chain, blank_states(stage, tokenizer, device), repeats)
     return {one: LayerUse(seconds[one], kept[one]) for one in seconds}

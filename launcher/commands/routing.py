@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 import typer
 
-from engine.finished.trained import Trained, find_trained, load_encoder
+from engine.disk.trained import Trained, find_trained, load_encoder
 from engine.processes.process_group import choose_device
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from launcher.commands.embed import parse_media, parse_where

@@ -332,7 +332,7 @@ class Objective(ABC):
         """Whether the objective predicts anything, on any kind of data."""
         return any(self.asks(kind, 1) is not None for kind in DATA_KINDS)
 
-    def after_training(self) -> Self | None:
+    def after_training(self) -> "Objective | None":
         """The objective in an exported model: its head without the parts that only training needs.
 
         Returns:

@@ -13,6 +13,8 @@ from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
 from omnivl.objectives.diffusion import Diffusion
+from omnivl.objectives.distil import Distil
+from omnivl.objectives.distil_matching import DistilMatching
 from omnivl.objectives.interleaved_lm import InterleavedLM
 from omnivl.objectives.intra_modal import IntraModal
 from omnivl.objectives.itc import ITC
@@ -41,7 +43,7 @@ ObjectiveConfig = Annotated[
     (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | IntraModal | LocalMI | MMM | Quantize)
     | (PrefixLM | SplitLM | InterleavedLM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize)
-    | Diffusion,
+    | (Diffusion | Distil | DistilMatching),
     Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
@@ -63,6 +65,8 @@ __all__ = [
     "Classify",
     "Demands",
     "Diffusion",
+    "Distil",
+    "DistilMatching",
     "InterleavedLM",
     "IntraModal",
     "Join",

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from engine.disk.trained import find_trained
 from engine.errors import CheckpointError, PlanError
 from engine.finished.evaluate import choose_tasks
-from engine.finished.trained import find_trained
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan
 from launcher.cli import app

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.finished.trained import find_trained
+from engine.disk.trained import find_trained
 from engine.telemetry.metrics import read_metrics
 
 if TYPE_CHECKING:

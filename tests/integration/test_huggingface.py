@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from engine.disk.run_folder import RunFolder
+from engine.disk.trained import find_trained, load_encoder
 from engine.errors import CheckpointError
-from engine.finished.trained import find_trained, load_encoder
 from engine.plan.parse import parse_plan
 from engine.plan.yaml import read_yaml, write_yaml
 from launcher.cli import app

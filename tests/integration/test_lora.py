@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.disk.saved import saved_weights
-from engine.finished.trained import find_trained, load_encoder
+from engine.disk.trained import find_trained, load_encoder
 
 if TYPE_CHECKING:
     from conftest import Pretraining

@@ -239,6 +239,11 @@ class PipelineHost(HoldingHost):
         """The first stage does."""
         return self.place.stage == 0
 
+    @property
+    def computes_losses(self) -> bool:
+        """The last stage does."""
+        return self.place.stage == self.place.stages - 1
+
     @contextlib.contextmanager
     def whole_chain(self) -> Iterator[Chain]:
         """The chain with the exact weights of every stage as they are now. Called by every process."""

@@ -7,7 +7,9 @@ from engine.plan.plan import Plan
 from engine.run.preflight.data import DataLook, Glances
 from engine.run.preflight.findings import Look
 from engine.run.preflight.weights import WeightsLook
-from omnivl.data.tokenizer import load_tokenizer
+from engine.run.teachers import check_teacher, find_teacher
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.objectives.teacher import Taught
 from omnivl.objectives.text_lists import read_list
 
 
@@ -42,6 +44,8 @@ def look_at(
         if stages is None or index in stages:
             weights.start(index)
             _lists(plan, index, look)
+            if tokenizer is not None:
+                _teachers(plan, index, tokenizer, look)
             data.train(index)
             data.evaluate(index)
     return look
@@ -53,3 +57,12 @@ def _lists(plan: Plan, index: int, look: Look) -> None:
         for option, path in objective.absent_lists.items():
             with look.at(("stages", index, "objectives", place, option)):
                 read_list(path, f"objective {objective.key}", option)
+
+
+def _teachers(plan: Plan, index: int, tokenizer: Tokenizer, look: Look) -> None:
+    """Compares the teachers of a stage's objectives with the student; weights are not read."""
+    stage = plan.stages[index]
+    for place, objective in enumerate(stage.objectives):
+        if isinstance(objective, Taught):
+            with look.at(("stages", index, "objectives", place, "teacher")):
+                check_teacher(find_teacher(objective, plan, index), objective, stage, tokenizer)

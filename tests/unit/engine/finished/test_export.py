@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
+from engine.disk.trained import Trained
 from engine.errors import CheckpointError
 from engine.finished.export import CROPS, STRETCHES, Form, export
-from engine.finished.trained import Trained
 from engine.plan.parse import parse_plan
 from launcher.commands import export as export_command
 from omnivl.architectures.build import build_chain

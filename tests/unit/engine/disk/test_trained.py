@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.finished.trained import Trained, load_encoder
+from engine.disk.trained import Trained, load_encoder
 from engine.plan.parse import parse_plan
 from moe.config import SparseConfig
 from omnivl.architectures.build import build_chain

@@ -105,8 +105,22 @@ def load_weights(chain: Chain, path: Path) -> None:
     Raises:
         CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
     """
+    load_given(chain, dict(saved_weights(path)), str(path))
+
+
+def load_given(chain: Chain, weights: Mapping[str, Tensor], path: str) -> None:
+    """Likewise, of weights by name.
+
+    Args:
+        chain: Is filled.
+        weights: Momentum twins and queues may be missing or surplus.
+        path: Where they are from, for messages.
+
+    Raises:
+        CheckpointError: A shape differs, or names are missing or unknown.
+    """
     own = {name: tensor for name, tensor in chain.state_dict().items() if not is_for_training(name)}
-    given = {name: tensor for name, tensor in saved_weights(path) if not is_for_training(name)}
+    given = {name: tensor for name, tensor in weights.items() if not is_for_training(name)}
     try:
         report = match_weights(_shapes(own), _shapes(given), strict=False)
     except CheckpointError as error:
