@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command("export", "export", "Exports a trained stage as a Hugging Face folder."),
     "serve": Command("serve", "serve", "Opens a page to try a run on: sentences, drawings, pictures, clips."),
     "routing": Command("routing", "routing", "Shows which expert took which patch and which word."),
+    "experts": Command("experts", "experts", "Prunes or merges a trained stage's experts and measures each step."),
     "checkpoint": Command("checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
     "sweep": Command("sweep", "app", "Runs scaling experiments from one file, and makes their page."),
     "report": Command("report", "report", "Rebuilds report.html of a run."),

@@ -229,9 +229,13 @@ class Architecture(ABC):
 
     def portable(self) -> Self:
         """The same for machines on which an optional package is not installed."""
-        same = _with_stacks(self, lambda stack: replace(stack, ffn=for_any_machine(stack.ffn)))
+        return self.refilled(for_any_machine)
+
+    def refilled(self, change: Callable[[FeedForwardConfig], FeedForwardConfig]) -> Self:
+        """The same with the filling of each feed-forward slot changed."""
+        same = _with_stacks(self, lambda stack: replace(stack, ffn=change(stack.ffn)))
         ffn: FeedForwardConfig | None = getattr(self, "ffn", None)
-        changed: dict[str, Any] = {} if ffn is None else {"ffn": for_any_machine(ffn)}
+        changed: dict[str, Any] = {} if ffn is None else {"ffn": change(ffn)}
         return replace(same, **changed)
 
 

@@ -30,7 +30,7 @@ CANNOT_RUN = {
 
 LONG = (
     *("omnivl pretrain ", "torchrun ", "omnivl evaluate ", "omnivl export ", "omnivl embed ", "omnivl routing "),
-    *("omnivl predict ", "omnivl data captions "),
+    *("omnivl predict ", "omnivl data captions ", "omnivl experts "),
     *("omnivl checkpoint ", "omnivl report ", "omnivl measure ", "omnivl profile ", "omnivl serve "),
     "omnivl estimate ",
 )

@@ -115,7 +115,7 @@ def routed_beside(encoder: Encoder, pictures: PictureSet, texts: Sequence[str], 
     parts: list[Any] = []
     for objective in encoder.chain.objectives:
         with listening(modules) as heard:
-            _read_beside(encoder, objective, frames, token_ids)
+            read_beside(encoder, objective, frames, token_ids)
         own = [one for one in heard if len(one.expert_TK) in sizes]
         for one in own:
             parts += _rows([one], _words(encoder, indices, [None] * len(texts), token_ids, one))
@@ -123,7 +123,7 @@ def routed_beside(encoder: Encoder, pictures: PictureSet, texts: Sequence[str], 
     return _table(encoder, parts) if parts else None
 
 
-def _read_beside(encoder: Encoder, objective: str, frames: Tensor, token_ids: Tensor) -> None:
+def read_beside(encoder: Encoder, objective: str, frames: Tensor, token_ids: Tensor) -> None:
     """Calls the layers that an objective predicts with from pictures with a text of each; none if it reads more."""
     chain, special = encoder.chain, encoder.tokenizer.special
     asks = chain.objectives[objective].asks(visual_layout(frames).kind, len(frames))
