@@ -21,6 +21,7 @@ from omnivl.architectures import (
     FLAVA,
     GIT,
     METER,
+    XVLM,
     Architecture,
     CoCa,
     Flamingo,
@@ -191,6 +192,23 @@ SYSTEMS = (
         "modules of transformers' CLIP, RoBERTa and BERT",
         (f"{_UNIT}test_meter.py::test_streams_and_gradients_equal_transformers_modules",),
         f"{_SPREAD}test_meter.py",
+        "the released file",
+    ),
+    System(
+        *("X-VLM", "2111.08276", XVLM, "xvlm_tiny", ("xvlm_base",)),
+        "as ALBEF; regions by hand",
+        (
+            f"{_UNIT}test_albef.py::test_streams_and_gradients_equal_transformers",
+            f"{_UNIT}test_xvlm.py::test_a_picture_is_the_mean_of_its_patches",
+        ),
+        f"{_SPREAD}test_xvlm.py",
+        "the released file",
+    ),
+    System(
+        *("X2-VLM", "2211.12402", XVLM, "x2vlm_tiny", ("x2vlm_base", "x2vlm_large")),
+        "as X-VLM; clips by hand",
+        (f"{_UNIT}test_xvlm.py::test_a_clip_is_the_mean_of_its_frames_and_as_long_as_one",),
+        f"{_SPREAD}test_xvlm.py",
         "the released file",
     ),
     System(

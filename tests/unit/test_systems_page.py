@@ -7,7 +7,7 @@ import systems_page
 from systems_page import PAGE, PLANS, ROOT, SYSTEMS, System, module, page
 
 OF_NO_SYSTEM = {
-    *("drawing", "picture_codes", "vqa"),
+    *("distil", "drawing", "picture_codes", "vqa"),
 }
 """Debug plans of objectives and tasks."""
 
