@@ -23,7 +23,8 @@ from omnivl.data.config import entry_keys
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLConfig
-from omnivl.objectives.teacher import Taught, TaughtHead, Teacher, TeacherFacts, matching_of
+from omnivl.objectives.quantize import Quantize
+from omnivl.objectives.teacher import Pupil, TaughtHead, Teacher, TeacherFacts, matching_of
 from omnivl.pretrained.load import read_exported
 
 _PROBE = "An emoji: a Red-Hat, 12 CATS (naïve) & [SEP] 猫!"
@@ -53,9 +54,9 @@ class Found:
     def facts(self) -> TeacherFacts:
         """What a student has to fit."""
         streams, widths = self.model.offers, self.model.heads.widths
-        return TeacherFacts(
-            self.where, self.model.inputs, streams, self.model.shows, widths, matching_of(self.objectives)
-        )
+        codes = {one.key: one.quantizer.num_codes for one in self.objectives if isinstance(one, Quantize)}
+        matching = matching_of(self.objectives)
+        return TeacherFacts(self.where, self.model.inputs, streams, self.model.shows, widths, matching, codes)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Teacher:
         """The teacher with its weights.
@@ -77,11 +78,12 @@ class Found:
         return Teacher(chain.to(device))
 
 
-def find_teacher(objective: Taught, plan: Plan, index: int, run: RunFolder | None = None) -> Found:
-    """Finds an objective's teacher; reads no weights.
+def find_teacher(key: str, pupil: Pupil, plan: Plan, index: int, run: RunFolder | None = None) -> Found:
+    """Finds the teacher of an objective, or of a part of it; reads no weights.
 
     Args:
-        objective: Of a stage of the plan.
+        key: Of the objective, of a stage of the plan.
+        pupil: Names the teacher.
         plan: The student's.
         index: Which stage.
         run: The plan's run, where weights of its own stages are to be loaded.
@@ -89,36 +91,36 @@ def find_teacher(objective: Taught, plan: Plan, index: int, run: RunFolder | Non
     Raises:
         UserError: There is no such run, stage or folder.
     """
-    if objective.teacher is None:
-        return _earlier(objective, plan, index, run)
-    folder = Path(objective.teacher)
+    if pupil.teacher is None:
+        return _earlier(key, pupil, plan, index, run)
+    folder = Path(pupil.teacher)
     if (folder / "config.json").is_file():
         if read_json(folder / "config.json").get("model_type") != "omnivl":
             raise UserError(
-                f"objective {objective.key}: got teacher {folder}, a folder of another library; allowed is a finished "
+                f"objective {key}: got teacher {folder}, a folder of another library; allowed is a finished "
                 "run or a folder that omnivl export wrote; take its weights into a run with the plan's weights section"
             )
-        if objective.teacher_stage is not None:
+        if pupil.teacher_stage is not None:
             raise UserError(
-                f"objective {objective.key}: got teacher_stage {objective.teacher_stage!r} of the exported folder "
+                f"objective {key}: got teacher_stage {pupil.teacher_stage!r} of the exported folder "
                 f"{folder}, which has no stages; allowed is null; leave it out"
             )
         config = OmniVLConfig.from_pretrained(folder)
         tokenizer = load_tokenizer(str(folder))
         return Found(str(folder), config.sizes, config.objectives, tokenizer, None, folder)
-    trained = find_trained(folder, objective.teacher_stage)
+    trained = find_trained(folder, pupil.teacher_stage)
     model, where = trained.stage.model.portable(), f"{folder} (stage {trained.stage.name!r})"
     tokenizer = load_tokenizer(trained.plan.tokenizer)
     return Found(where, model, trained.stage.objectives, tokenizer, trained.weights, None)
 
 
-def _earlier(objective: Taught, plan: Plan, index: int, run: RunFolder | None) -> Found:
+def _earlier(key: str, pupil: Pupil, plan: Plan, index: int, run: RunFolder | None) -> Found:
     """An earlier stage of the same run."""
-    name, earlier = objective.teacher_stage, [stage.name for stage in plan.stages[:index]]
+    name, earlier = pupil.teacher_stage, [stage.name for stage in plan.stages[:index]]
     if name not in earlier:
         change = "set 'teacher' to the folder of a finished run" if not earlier else "name one of them"
         raise UserError(
-            f"objective {objective.key}: got teacher_stage {name!r}; allowed are stages before this one "
+            f"objective {key}: got teacher_stage {name!r}; allowed are stages before this one "
             f"({', '.join(map(repr, earlier)) or 'there are none'}); {change}"
         )
     stage = plan.stage(name)
@@ -127,12 +129,13 @@ def _earlier(objective: Taught, plan: Plan, index: int, run: RunFolder | None) -
     return Found(f"stage {name!r}", stage.model.portable(), stage.objectives, tokenizer, weights, None)
 
 
-def check_teacher(found: Found, objective: Taught, stage: StagePlan, tokenizer: Tokenizer) -> None:
-    """Refuses a teacher that cannot read the student's batches or lacks what the objective reads of it.
+def check_teacher(found: Found, objective: Objective, pupil: Pupil, stage: StagePlan, tokenizer: Tokenizer) -> None:
+    """Refuses a teacher that cannot read the student's batches or lacks what is read of it.
 
     Args:
         found: The teacher.
-        objective: That names it.
+        objective: Whose teacher it is, or a part's of it.
+        pupil: Names it.
         stage: The student's.
         tokenizer: The student's.
 
@@ -141,8 +144,9 @@ def check_teacher(found: Found, objective: Taught, stage: StagePlan, tokenizer: 
     """
     keyed = zip(entry_keys(stage.data), stage.data, strict=True)
     kinds = [entry.kind for key, entry in keyed if objective.acts_on(key) and objective.demands(entry.kind, 2)]
-    objective.check_teacher(found.facts, stage.model.inputs, list(dict.fromkeys(map(visual_of, kinds))))
-    if not same_words(found.tokenizer, tokenizer):
+    shown = list(dict.fromkeys(map(visual_of, kinds)))
+    pupil.check_teacher(objective.key, found.facts, stage.model.inputs, shown)
+    if pupil.reads_texts and not same_words(found.tokenizer, tokenizer):
         theirs, ours = (one.special.vocab_size for one in (found.tokenizer, tokenizer))
         raise UserError(
             f"objective {objective.key}: got teacher {found.where} with another tokenizer ({theirs} words) than the "
@@ -192,21 +196,20 @@ def give_teachers(
     """
     loaded: dict[tuple[str | None, str | None], Teacher] = {}
     stage, lines = plan.stages[index], []
-    for objective in stage.objectives:
-        if not isinstance(objective, Taught):
-            continue
-        key = objective.teacher, objective.teacher_stage
-        found = find_teacher(objective, plan, index, run)
-        check_teacher(found, objective, stage, tokenizer)
-        if key not in loaded:
-            loaded[key] = found.load(device, dtype)
-            count = sum(one.numel() for one in loaded[key].chain.parameters())
+    for objective, pupil in ((one, pupil) for one in stage.objectives for pupil in one.pupils):
+        named = pupil.teacher, pupil.teacher_stage
+        found = find_teacher(objective.key, pupil, plan, index, run)
+        check_teacher(found, objective, pupil, stage, tokenizer)
+        if named not in loaded:
+            loaded[named] = found.load(device, dtype)
+            count = sum(one.numel() for one in loaded[named].chain.parameters())
             lines.append(f"stage {stage.name}: taught by {found.where}, {count / 1e6:.2f} M parameters, frozen")
-        _head_of(chain, objective.key).teacher = loaded[key]
+        _taught_of(chain, objective.key).teacher = loaded[named]
     return lines
 
 
-def _head_of(chain: Chain, key: str) -> TaughtHead:
+def _taught_of(chain: Chain, key: str) -> TaughtHead:
+    """The head of an objective, or the part of it, that takes a teacher."""
     head = chain.program[-1].get_submodule(f"heads.{key}")
-    assert isinstance(head, TaughtHead), f"the head of {key!r} takes a teacher"
-    return head
+    (taught,) = (one for one in head.modules() if isinstance(one, TaughtHead))
+    return taught

@@ -19,7 +19,7 @@ Order of calls within one step:
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -287,6 +287,11 @@ class Objective(ABC):
     def misfits_beside(self, others: "Mapping[str, Objective]") -> Iterator[Misfit]:
         """Options that do not fit other objectives of the stage, which are given by their keys."""
         return iter(())
+
+    @property
+    def pupils(self) -> Sequence[Any]:
+        """What of it learns from a finished model: see ``omnivl.objectives.teacher.Pupil``."""
+        return ()
 
     @property
     def head_key(self) -> str:

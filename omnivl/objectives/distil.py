@@ -118,9 +118,9 @@ class Distil(Taught):
         metrics = {name: part.detach() for name, part in parts.items()}
         return ObjectiveLoss(torch.stack(list(parts.values())).sum(), metrics)
 
-    def _unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    def unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         """Also a teacher without embeddings, and features of other sizes."""
-        yield from super()._unfit(facts, own, shown)
+        yield from super().unfit(facts, own, shown)
         if "embedding" not in facts.streams:
             yield "that makes no embeddings", "one with the stream 'embedding'", "take another teacher"
         for stream, width in self.features.items():

@@ -82,9 +82,9 @@ class DistilMatching(ITM, Taught):
         metrics = {"accuracy": right.mean(), "teacher_accuracy": theirs.mean(), "divergence": soft.detach()}
         return ObjectiveLoss(loss, metrics)
 
-    def _unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    def unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         """Also a teacher without a matching head."""
-        yield from super()._unfit(facts, own, shown)
+        yield from super().unfit(facts, own, shown)
         if facts.matching is None:
             yield "without a matching head", "one that was trained with 'itm' or 'vlm'", "take another teacher"
 

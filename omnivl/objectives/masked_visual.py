@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivl.chain.backward import Backward
 from omnivl.chain.demands import Demands
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit, UserError
-from omnivl.objectives.codes import CodeHead, RandomCodebook
+from omnivl.objectives.codes import Codebook, CodeHead, TrainedCodes, pupils_of
 from omnivl.objectives.masking import Mask, in_places
+from omnivl.objectives.teacher import Pupil
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
 from omnivl.parts.padding import selected
@@ -47,7 +49,7 @@ class MaskedVisual(Objective):
             of the patch, computed from the whole sample; needs the model's momentum twins.
         feature_loss: Distance to momentum targets.
         codebook: Makes classes of the targets: the loss is then the cross-entropy with the code of a patch's pixels,
-            from -1 to 1, or of its features. Null restores the targets themselves.
+            from -1 to 1, or of its features, or with that which a trained tokenizer gives. Null restores the targets.
         every: Only samples whose index i in the micro-batch satisfies ``i % every == offset`` get a masked pass.
         offset: See ``every``.
     """
@@ -55,7 +57,7 @@ class MaskedVisual(Objective):
     probability: float = 0.15
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
-    codebook: RandomCodebook | None = None
+    codebook: Codebook | None = None
     every: int = 1
     offset: int = 0
 
@@ -101,6 +103,11 @@ class MaskedVisual(Objective):
             got = f"{self.key!r} on clips of {times} temporal position"
             allowed = "clips of 2 or more (num_frames / tubelet_size)"
             yield Misfit(("kind",), got, allowed, "raise model.num_frames")
+
+    @property
+    def pupils(self) -> tuple[Pupil, ...]:
+        """A codebook that was trained."""
+        return pupils_of(self.codebook)
 
     def rows(self, batch_size: int) -> range:
         """Indices of the samples that get a masked pass."""
@@ -170,7 +177,7 @@ def visual_target_fields(targets: VisualTargets) -> frozenset[str]:
     return frozenset({"momentum_visual"}) if targets == "momentum" else frozenset()
 
 
-class PatchHead(nn.Module):
+class PatchHead(Head):
     """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886); or scores of codes."""
 
     def __init__(
@@ -179,12 +186,17 @@ class PatchHead(nn.Module):
         outputs: int,
         patch_size: int,
         tubelet_size: int,
-        codebook: RandomCodebook | None = None,
+        codebook: Codebook | None = None,
     ) -> None:
         super().__init__()
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
         self.output = Linear(hidden_size, outputs) if codebook is None else None
         self.codes = None if codebook is None else CodeHead(hidden_size, codebook, outputs)
+
+    def flops(self, layout: StepLayout, backward: Backward) -> float:
+        """Of a tokenizer that says which codes are right."""
+        taught = None if self.codes is None else self.codes.codebook
+        return taught.flops(layout, backward) if isinstance(taught, TrainedCodes) else 0.0
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps ``[K, D]`` to ``[K, C]`` (pixels) or ``[K, D]`` (features), in the dtype of the input."""
@@ -198,7 +210,7 @@ def patch_head(
     stream: str,
     targets: VisualTargets,
     tubelet_size: int,
-    codebook: RandomCodebook | None = None,
+    codebook: Codebook | None = None,
 ) -> PatchHead:
     """The head from features of masked patches in a stream to their targets, or to the codes of these."""
     width = sizes.widths[stream]
@@ -228,12 +240,14 @@ def patch_distances(
         fp32 ``[K]``, a mean over the values of each masked patch, or the cross-entropy of its code.
     """
     rows, chosen = state[f"{segment}/rows"], state[f"{segment}/masked"]
+    if head.codes is not None and isinstance(head.codes.codebook, TrainedCodes):
+        return head.codes.distances(features[:, 1:], chosen, head.codes.codebook(state, rows, chosen))
     if head.codes is not None:
         if targets == "pixels":
             patches = pixels_of(state["frames"][rows], chosen, head.patch_size, head.tubelet_size) * 2.0 - 1.0
         else:
             patches = feature_targets(state["momentum_visual"][rows], chosen)
-        return head.codes.distances(features[:, 1:], chosen, patches)
+        return head.codes.distances(features[:, 1:], chosen, head.codes.codebook(patches))
     predicted = head(selected(features[:, 1:], chosen)).float()
     if targets == "pixels":
         wanted = pixel_targets(state["frames"][rows], chosen, head.patch_size, head.tubelet_size)

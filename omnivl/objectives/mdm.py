@@ -18,7 +18,7 @@ from omnivl.chain.preparation import join_draws
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
-from omnivl.objectives.codes import RandomCodebook
+from omnivl.objectives.codes import Codebook, pupils_of
 from omnivl.objectives.masked_visual import (
     FeatureLoss,
     PatchHead,
@@ -30,6 +30,7 @@ from omnivl.objectives.masked_visual import (
 )
 from omnivl.objectives.masking import block_mask, in_places
 from omnivl.objectives.mlm import MLM
+from omnivl.objectives.teacher import Pupil
 from omnivl.objectives.vocabulary import num_targets, token_loss
 
 
@@ -58,9 +59,9 @@ class MDM(Objective):
 
     Source: Wang et al., BEiT-3, arXiv 2208.10442, section 2.2 (the three shares of masked positions, block-wise on
         images; a third of each batch for each part).
-    Differs: patches are restored as pixels, features or codes of these, in the paper as tokens of BEiT v2's tokenizer.
-        Images and texts
-        alone are the sides of the pairs, and images with labels; the paper's come from other data sets.
+    Differs: patches are restored as pixels, features or codes; the paper's codes are of BEiT v2's tokenizer, which
+        learns to restore features. Images and texts alone are the sides of the pairs, and images with labels; the
+        paper's come from other data sets.
     """
 
     kind: Literal["mdm"] = "mdm"
@@ -75,7 +76,7 @@ class MDM(Objective):
     random_share: float = 0.1
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
-    codebook: RandomCodebook | None = None
+    codebook: Codebook | None = None
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -93,6 +94,11 @@ class MDM(Objective):
         self.require(0.0 <= self.mask_share <= 1.0, "mask_share", "from 0 to 1")
         most = 1.0 - self.mask_share
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
+
+    @property
+    def pupils(self) -> tuple[Pupil, ...]:
+        """A codebook that was trained."""
+        return pupils_of(self.codebook)
 
     @property
     def parts(self) -> tuple[str, str, str]:

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivl.chain.backward import Backward
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.gather import Gather, LocalGather
-from omnivl.chain.objective import Drawn, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.objective import Drawn, Head, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.preparation import join_draws
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair, visual_of
-from omnivl.objectives.codes import RandomCodebook
+from omnivl.objectives.codes import Codebook, RandomCodebook, pupils_of
 from omnivl.objectives.masked_visual import (
     FeatureLoss,
     PatchHead,
@@ -32,6 +33,7 @@ from omnivl.objectives.masked_visual import (
 )
 from omnivl.objectives.masking import block_mask, in_places
 from omnivl.objectives.mlm import MLM
+from omnivl.objectives.teacher import Pupil
 from omnivl.objectives.vlm import MatchHead, draw_negatives
 from omnivl.objectives.vocabulary import num_targets, token_loss
 from omnivl.parts.heads import VocabularyHead
@@ -83,7 +85,7 @@ class MMM(Objective):
     match_weight: float = 1.0
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
-    codebook: RandomCodebook | None = field(default_factory=RandomCodebook)
+    codebook: Codebook | None = field(default_factory=RandomCodebook)
 
     compares_samples: ClassVar[bool] = True
     scores_pairs: ClassVar[bool] = True
@@ -114,6 +116,11 @@ class MMM(Objective):
     def restored_words(self) -> dict[str, float]:
         """The share of hidden tokens."""
         return {self.key: self.probability}
+
+    @property
+    def pupils(self) -> tuple[Pupil, ...]:
+        """A codebook that was trained."""
+        return pupils_of(self.codebook)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """A masked image, a masked text and a fused row per sample, on images with captions."""
@@ -237,13 +244,15 @@ class MMM(Objective):
         return odds
 
 
-class MMMHead(nn.Module):
+class MMMHead(Head):
     """Scores of words, predictions of patches or scores of their codes, and scores of "no match" and "match"."""
 
-    def __init__(
-        self, sizes: HeadSizes, targets: VisualTargets, codebook: RandomCodebook | None, *, matches: bool
-    ) -> None:
+    def __init__(self, sizes: HeadSizes, targets: VisualTargets, codebook: Codebook | None, *, matches: bool) -> None:
         super().__init__()
         self.words = VocabularyHead(sizes.widths["fused"], sizes.vocab_size)
         self.patches: PatchHead = patch_head(sizes, "fused", targets, 1, codebook)
         self.match = MatchHead(sizes.pooled) if matches else None
+
+    def flops(self, layout: StepLayout, backward: Backward) -> float:
+        """Of a tokenizer of patches."""
+        return self.patches.flops(layout, backward)

@@ -10,6 +10,7 @@ stream of the teacher.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,8 +68,17 @@ class Teaching(ABC):
             seen: int64 ``[B]``, the sample whose picture goes with each sample's text.
         """
 
-    def flops(self, layout: StepLayout) -> float:
-        """Operations of the teacher in a step with embeddings; 0 if it has none."""
+    @abstractmethod
+    def codes(self, state: State, objective: str) -> Tensor:
+        """Codes of the patches of the student's images, row by row, int64 ``[B, N]``.
+
+        Args:
+            state: See ``lesson``.
+            objective: Key of the teacher's objective that makes them.
+        """
+
+    def flops(self, layout: StepLayout, objective: str | None = None) -> float:
+        """Operations of the teacher in a step: of both encoders, or of what an objective asks for; 0 if it has none."""
         return 0.0
 
 
@@ -112,15 +122,26 @@ class Teacher(Teaching):
         scores: Tensor = self._run(State(given | self._grids(state), layout))[f"{self.matching}/prediction"]
         return scores.float()
 
-    def flops(self, layout: StepLayout) -> float:
-        """Of a forward pass of both encoders."""
-        own = self._layout(layout, frozenset())
+    @torch.no_grad()
+    def codes(self, state: State, objective: str) -> Tensor:
+        """See ``Teaching``."""
+        layout = self._asked(objective, state.layout)
+        found: Tensor = self._run(State({"frames": state["frames"]}, layout))[f"{objective}/prediction"]
+        return found
+
+    def flops(self, layout: StepLayout, objective: str | None = None) -> float:
+        """Of a forward pass."""
+        own = self._layout(layout, frozenset()) if objective is None else self._asked(objective, layout)
         passes = ((self.chain.named_layers[name], number) for name, number in self.chain.passes)
         return sum((one.flops(own, None, number) for one, number in passes if one.acts_on_pass(own, number)), start=0.0)
 
     def _run(self, state: State) -> State:
         with made_ready([layer.copies for layer in self.chain.layers]):
             return self.chain.fold(state)
+
+    def _asked(self, objective: str, student: StepLayout) -> StepLayout:
+        asks = self.chain.objectives[objective].asks("image", student.batch_size)
+        return lay_out({objective: asks}, "image", student.batch_size, 1, "predict")
 
     @staticmethod
     def _layout(student: StepLayout, features: frozenset[str]) -> StepLayout:
@@ -154,6 +175,11 @@ class OwnTeacher(Teaching):
         """See ``Teaching``."""
         return torch.zeros(len(seen), device=seen.device)
 
+    def codes(self, state: State, objective: str) -> Tensor:
+        """See ``Teaching``; as many for each image as any mask has places."""
+        places = max((mask.shape[-1] for name, mask in state.items() if name.endswith("/mask")), default=0)
+        return torch.zeros(state.layout.batch_size, places, dtype=torch.int64, device=state["frames"].device)
+
 
 @dataclass(frozen=True)
 class TeacherFacts:
@@ -166,6 +192,7 @@ class TeacherFacts:
         shows: Visual modalities that it reads.
         widths: Widths of its streams.
         matching: Key of its objective that scores pairs; None if it has none.
+        codes: Numbers of codes of its picture tokenizers, by the keys of their objectives.
     """
 
     where: str
@@ -174,6 +201,7 @@ class TeacherFacts:
     shows: Sequence[str]
     widths: Mapping[str, int]
     matching: str | None
+    codes: Mapping[str, int] = field(default_factory=dict)
 
 
 def matching_of(objectives: Sequence[Objective]) -> str | None:
@@ -206,8 +234,63 @@ def stand_in_teachers(chain: Chain) -> None:
             module.teacher = OwnTeacher()
 
 
+class Pupil:
+    """What names a finished model that it learns from: an objective, or a part of one. A frozen dataclass.
+
+    Attributes:
+        teacher: Folder of a finished run such as ``runs/quickstart``, or one that ``omnivl export`` wrote; null: an
+            earlier stage of this run. It is loaded once at the start of the stage and stays as it is. Every process
+            that computes losses holds it whole.
+        teacher_stage: Stage of the run; null: the newest complete one of the other run.
+
+    Class attribute ``reads_texts``: whether the teacher reads the student's texts.
+    """
+
+    teacher: str | None
+    teacher_stage: str | None
+    reads_texts: ClassVar[bool] = True
+
+    @property
+    def names_teacher(self) -> bool:
+        """Whether it names one."""
+        return bool(self.teacher) or (self.teacher is None and self.teacher_stage is not None)
+
+    def check_teacher(self, key: str, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> None:
+        """Refuses a teacher that cannot read the student's batches or lacks what is read of it.
+
+        Args:
+            key: Of the objective, for the message.
+            facts: The teacher.
+            own: Sizes of the student's batches.
+            shown: Visual modalities of the stage's data on which the objective acts.
+
+        Raises:
+            UserError: Names the first thing that does not fit.
+        """
+        if found := next(self.unfit(facts, own, shown), None):
+            got, allowed, change = found
+            raise UserError(f"objective {key}: got teacher {facts.where} {got}; allowed is {allowed}; {change}")
+
+    def unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        """What does not fit: what was got, what is allowed, what to change."""
+        another = "change the student's model to it, or take another teacher"
+        if lacking := [one for one in shown if one not in facts.shows]:
+            yield f"that reads no {lacking[0]}s", f"one that reads {', '.join(shown)}", "take another teacher"
+        sizes = {"image": ("image_size",), "clip": ("video_size", "num_frames"), "set": ("image_size",)}
+        for name in (*(size for one in shown for size in sizes.get(one, ())), "native", "stretched"):
+            theirs, ours = getattr(facts.inputs, name), getattr(own, name)
+            if theirs != ours:
+                yield f"with {name} {theirs}", f"the student's, {ours}, as both read one batch", another
+        if own.native and facts.inputs.patch_size != own.patch_size:
+            got = f"with patch_size {facts.inputs.patch_size}"
+            yield got, f"the student's, {own.patch_size}, where pictures keep their sizes", another
+        if self.reads_texts and facts.inputs.text_length < own.text_length:
+            got = f"with text_length {facts.inputs.text_length}"
+            yield got, f"the student's, {own.text_length}, or more", "lower the student's, or take another teacher"
+
+
 @dataclass(frozen=True)
-class Taught(Objective):
+class Taught(Objective, Pupil):
     """Base of objectives that learn from the outputs of a finished model.
 
     Attributes:
@@ -230,39 +313,11 @@ class Taught(Objective):
             UserError: An option is out of its range.
         """
         super().__post_init__()
-        named = bool(self.teacher) or (self.teacher is None and self.teacher_stage is not None)
         allowed = "the folder of a finished run or of an exported model, or null beside the teacher_stage of this run"
-        self.require(named, "teacher", allowed)
+        self.require(self.names_teacher, "teacher", allowed)
         self.require(self.soften > 0.0, "soften", "above 0")
 
-    def check_teacher(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> None:
-        """Refuses a teacher that cannot read the student's batches or lacks what the objective reads of it.
-
-        Args:
-            facts: The teacher.
-            own: Sizes of the student's batches.
-            shown: Visual modalities of the stage's data on which the objective acts.
-
-        Raises:
-            UserError: Names the first thing that does not fit.
-        """
-        if found := next(self._unfit(facts, own, shown), None):
-            got, allowed, change = found
-            raise UserError(f"objective {self.key}: got teacher {facts.where} {got}; allowed is {allowed}; {change}")
-
-    def _unfit(self, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-        """What does not fit: what was got, what is allowed, what to change."""
-        another = "change the student's model to it, or take another teacher"
-        if lacking := [one for one in shown if one not in facts.shows]:
-            yield f"that reads no {lacking[0]}s", f"one that reads {', '.join(shown)}", "take another teacher"
-        sizes = {"image": ("image_size",), "clip": ("video_size", "num_frames"), "set": ("image_size",)}
-        for name in (*(size for one in shown for size in sizes.get(one, ())), "native", "stretched"):
-            theirs, ours = getattr(facts.inputs, name), getattr(own, name)
-            if theirs != ours:
-                yield f"with {name} {theirs}", f"the student's, {ours}, as both read one batch", another
-        if own.native and facts.inputs.patch_size != own.patch_size:
-            got = f"with patch_size {facts.inputs.patch_size}"
-            yield got, f"the student's, {own.patch_size}, where pictures keep their sizes", another
-        if facts.inputs.text_length < own.text_length:
-            got = f"with text_length {facts.inputs.text_length}"
-            yield got, f"the student's, {own.text_length}, or more", "lower the student's, or take another teacher"
+    @property
+    def pupils(self) -> tuple[Pupil, ...]:
+        """Itself."""
+        return (self,)

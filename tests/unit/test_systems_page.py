@@ -7,7 +7,7 @@ import systems_page
 from systems_page import PAGE, PLANS, ROOT, SYSTEMS, System, module, page
 
 OF_NO_SYSTEM = {
-    *("distil", "drawing", "picture_codes", "vqa"),
+    *("beit", "distil", "drawing", "picture_codes", "vqa"),
 }
 """Debug plans of objectives and tasks."""
 

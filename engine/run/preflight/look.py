@@ -9,7 +9,6 @@ from engine.run.preflight.findings import Look
 from engine.run.preflight.weights import WeightsLook
 from engine.run.teachers import check_teacher, find_teacher
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.objectives.teacher import Taught
 from omnivl.objectives.text_lists import read_list
 
 
@@ -63,6 +62,8 @@ def _teachers(plan: Plan, index: int, tokenizer: Tokenizer, look: Look) -> None:
     """Compares the teachers of a stage's objectives with the student; weights are not read."""
     stage = plan.stages[index]
     for place, objective in enumerate(stage.objectives):
-        if isinstance(objective, Taught):
-            with look.at(("stages", index, "objectives", place, "teacher")):
-                check_teacher(find_teacher(objective, plan, index), objective, stage, tokenizer)
+        for pupil in objective.pupils:
+            part = () if pupil is objective else ("codebook",)
+            with look.at(("stages", index, "objectives", place, *part, "teacher")):
+                found = find_teacher(objective.key, pupil, plan, index)
+                check_teacher(found, objective, pupil, stage, tokenizer)

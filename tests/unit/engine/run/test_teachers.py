@@ -101,8 +101,13 @@ def test_an_earlier_stage_of_the_run_teaches(tmp_path: Path) -> None:
 def problem(plan: Plan, place: int = 0) -> str:
     objective = plan.stages[1].objectives[place]
     assert isinstance(objective, Taught)
+
+    def check() -> None:
+        found = find_teacher(objective.key, objective, plan, 1)
+        check_teacher(found, objective, objective, plan.stages[1], load_tokenizer(plan.tokenizer))
+
     with pytest.raises(UserError) as raised:
-        check_teacher(find_teacher(objective, plan, 1), objective, plan.stages[1], load_tokenizer(plan.tokenizer))
+        check()
     return str(raised.value)
 
 

@@ -256,19 +256,19 @@ FACTS = TeacherFacts(
 
 def refusal(objective: Taught, facts: TeacherFacts, shown: tuple[str, ...] = ("image",)) -> str:
     with pytest.raises(UserError) as raised:
-        objective.check_teacher(facts, SMALL.inputs, shown)
+        objective.check_teacher(objective.key, facts, SMALL.inputs, shown)
     return str(raised.value)
 
 
 def test_teachers_that_do_not_fit() -> None:
     own, inputs = Distil(teacher=TAUGHT), SMALL.inputs
-    own.check_teacher(FACTS, inputs, ("image", "clip"))
+    own.check_teacher(own.key, FACTS, inputs, ("image", "clip"))
     assert refusal(own, replace(FACTS, inputs=replace(inputs, image_size=32))) == (
         "objective distil: got teacher runs/teacher with image_size 32; allowed is the student's, 16, as both read one "
         "batch; change the student's model to it, or take another teacher"
     )
     assert "with num_frames 5;" in refusal(own, replace(FACTS, inputs=replace(inputs, num_frames=5)), ("clip",))
-    own.check_teacher(replace(FACTS, inputs=replace(inputs, num_frames=5)), inputs, ("image",))
+    own.check_teacher(own.key, replace(FACTS, inputs=replace(inputs, num_frames=5)), inputs, ("image",))
     assert refusal(own, replace(FACTS, inputs=replace(inputs, text_length=4))) == (
         "objective distil: got teacher runs/teacher with text_length 4; allowed is the student's, 8, or more; lower "
         "the student's, or take another teacher"
