@@ -202,14 +202,14 @@ SYSTEMS = (
             f"{_UNIT}test_xvlm.py::test_a_picture_is_the_mean_of_its_patches",
         ),
         f"{_SPREAD}test_xvlm.py",
-        "the released file",
+        "the released file with a ViT",
     ),
     System(
         *("X2-VLM", "2211.12402", XVLM, "x2vlm_tiny", ("x2vlm_base", "x2vlm_large")),
         "as X-VLM; clips by hand",
         (f"{_UNIT}test_xvlm.py::test_a_clip_is_the_mean_of_its_frames_and_as_long_as_one",),
         f"{_SPREAD}test_xvlm.py",
-        "the released file",
+        "none: BEiT-2 is not there",
     ),
     System(
         *("BLIP", "2201.12086", BLIP, "blip_tiny", ("blip_base", "blip_large")),

@@ -10,9 +10,9 @@ Source: Zeng et al., X-VLM, arXiv 2111.08276, section 3; Zeng et al., X2-VLM, ar
     released code. X2-VLM has the same parts, of other sizes: 12 blocks read texts, 6 fuse.
 Differs: the image encoder is a ViT, whose class token is dropped after it; X-VLM's is Swin-B, X2-VLM's BEiT-2, which
     has positions by distance. X-VLM's ViT, a variant in its code, limits the attention of its last blocks to the box
-    instead. Pairs that are contrasted or matched in one step are those of one data entry. Words are hidden one by one,
-    without an upper number; there whole words and runs of up to three, 8 or 12 at most. What ``albef`` says of
-    temperature, positions and the map to words holds here too.
+    instead. Pairs that are contrasted or matched in one step are those of one data entry. Words are hidden without an
+    upper number and no runs of them; there up to three in a run, 8 or 12 at most. What ``albef`` says of temperature,
+    positions and the map to words holds here too.
 """
 
 from collections.abc import Iterator, Mapping

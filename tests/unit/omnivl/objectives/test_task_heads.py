@@ -26,7 +26,7 @@ from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import TextReader, Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.predict import predict
-from omnivl.objectives import ITC, VQA, Choose, Locate, Recognize, Region, Regress, Segment
+from omnivl.objectives import ITC, MLM, VQA, Choose, Locate, Recognize, Region, Regress, Segment
 from omnivl.objectives.locate import centred, corners, overlaps
 from omnivl.objectives.region import coverage
 from omnivl.objectives.segment import dice
@@ -114,7 +114,7 @@ CASES: Mapping[str, tuple[str, Objective, DataEntryConfig]] = {
     "sentiment": ("omnivl", Regress(scale=3.0), entry_of("sentiment", "video_text", ("sentiment",))),
     **{
         f"{one.key} of regions": ("xvlm", one, entry_of("captions", "image_text", ("regions", "region_boxes")))
-        for one in (ITC(regions=2), Locate(regions=2))
+        for one in (ITC(regions=2), MLM(regions=2, probability=0.5, whole_words=True), Locate(regions=2))
     },
     "recognize": (
         *("omnivl", Recognize(classes=YES, field="answer")),
@@ -273,6 +273,9 @@ class Pairs(CachedEncoder):
 
     def _words(self, text: str) -> list[int]:
         return [100 + ord(text[place]) % 50 for place in range(0, len(text), 2)]
+
+    def _pieces_by_id(self) -> list[str | None]:
+        raise AssertionError("not needed: no words are hidden")
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, Pairs()], ids=["words", "pairs of characters"])
