@@ -1,7 +1,8 @@
 """The plan's ``model`` section before it is typed: a preset or a model file, overridden by the plan's own fields."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,6 +15,7 @@ from omnivl.architectures.upgrades import successor, upgraded
 from omnivl.data.plain_files import read_small
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError, did_you_mean
+from omnivl.parts.sizes import Transformer
 
 DEFAULT_KIND = OmniVL.kind
 
@@ -44,6 +46,12 @@ def resolve_model(document: Document) -> list[Problem]:
     _upgrade_stages(document.tree, kind)
     _upgrade_places(document.places, kind)
     cls = architectures().get(kind, OmniVL)
+    _fill_stacks(document, ("model",), fields, cls)
+    stages = document.tree.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
+            own = architectures().get(str(stage["model"].get("kind", kind)), OmniVL)
+            _fill_stacks(document, ("stages", index, "model"), stage["model"], own)
     base = cls()
     if isinstance(preset, str) and preset in cls.presets:
         base = cls.presets[preset]
@@ -53,6 +61,42 @@ def resolve_model(document: Document) -> list[Problem]:
         problems.append(Problem(("model", "preset"), show_value(preset), known, change))
     document.tree["model"] = {**merged(asdict(base), {**fields, "kind": base.kind}), "kind": kind}
     return problems
+
+
+def _fill_stacks(document: Document, path: Path, fields: dict[str, Any], cls: type[Architecture]) -> None:
+    """Gives ``ffn`` of an architecture that has it in each of its stacks to those stacks that do not name their own.
+
+    Args:
+        document: Whose places are told apart by stack.
+        path: Of the section.
+        fields: The section; changed in place.
+        cls: The architecture.
+    """
+    if "ffn" not in fields or any(entry.name == "ffn" for entry in dataclasses.fields(cls)):
+        return
+    filling, given = fields.pop("ffn"), {place: at for place, at in document.places.items() if _within(place, path)}
+    for stack in _stacks_in(cls()):
+        holder: Any = fields
+        for name in stack:
+            holder = holder.setdefault(name, {}) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and "ffn" not in holder:
+            holder["ffn"] = deepcopy(filling)
+            for place, at in given.items():
+                document.places.setdefault((*path, *stack, *place[len(path) :]), at)
+
+
+def _within(place: Path, path: Path) -> bool:
+    return place[: len(path) + 1] == (*path, "ffn")
+
+
+def _stacks_in(part: Any) -> Iterator[tuple[str, ...]]:
+    """The paths of the stacks that an architecture, or a part of it, has as fields."""
+    for entry in dataclasses.fields(part):
+        value = getattr(part, entry.name)
+        if isinstance(value, Transformer):
+            yield (entry.name,)
+        elif dataclasses.is_dataclass(value):
+            yield from ((entry.name, *below) for below in _stacks_in(value))
 
 
 def carried(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -246,8 +246,8 @@ class Plan:
         seed: Seeds weights, data order, masks and augmentation.
         tokenizer: ``emoji`` (the vocabulary of the embedded data), a WordPiece ``vocab.txt``, or a Hugging Face folder.
         model: ``preset`` names a row of the table of presets or a model file (``configs/models/``), every other field
-            overrides it. ``vocab_size`` is the
-            tokenizer's where it is not given.
+            overrides it. ``vocab_size`` is the tokenizer's where it is not given. ``ffn`` fills the feed-forward slots
+            of all stacks, also where each has its own (``vision: {ffn: ...}``), which then goes before.
         parallel: Host, ZeRO stage, precision.
         launch: Processes.
         batch: Batch sizes.
