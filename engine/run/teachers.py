@@ -91,7 +91,7 @@ def find_teacher(key: str, pupil: Pupil, plan: Plan, index: int, run: RunFolder 
     Raises:
         UserError: There is no such run, stage or folder.
     """
-    if pupil.teacher is None:
+    if not pupil.teacher:
         return _earlier(key, pupil, plan, index, run)
     folder = Path(pupil.teacher)
     if (folder / "config.json").is_file():

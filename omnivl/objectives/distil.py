@@ -68,13 +68,15 @@ class Distil(Taught):
         self.require(self.contrast > 0.0 or bool(self.features), "contrast", "above 0 where there are no features")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Both embeddings, and all positions of the streams whose features are taught."""
+        """Both embeddings if they are compared, and all positions of the streams whose features are taught."""
         if not is_pair(kind):
             return None
-        return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale", *self.features)))
+        compared = (*EMBEDDINGS, "logit_scale") if self.contrast > 0.0 else ()
+        return Demands(reads=frozenset((*compared, *self.features)))
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """Features of pictures that keep their sizes."""
+        """No teacher; features of pictures that keep their sizes."""
+        yield from super().misfits(inputs, batch_size)
         if "visual" in self.features and inputs.native:
             yield Misfit(("features",), "'visual'", "'text' where pictures keep their sizes", "leave it out")
 

@@ -23,7 +23,7 @@ from omnivl.chain.layout import lay_out
 from omnivl.chain.objective import Head, Objective
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.sizes import InputSizes
-from omnivl.errors import UserError
+from omnivl.errors import Misfit, UserError
 
 FEATURES = ("visual", "text")
 """Streams whose positions can be taught."""
@@ -164,12 +164,13 @@ class OwnTeacher(Teaching):
 
     def lesson(self, state: State, widths: Mapping[str, int]) -> Lesson:
         """See ``Teaching``."""
-        visual, text = (state[name].detach() for name in EMBEDDINGS)
+        nothing = torch.zeros(1, device=state["frames"].device)
+        visual, text, scale = (state.get(name, nothing).detach() for name in (*EMBEDDINGS, "logit_scale"))
         features = {
             stream: (rows := state.rows(stream, CLEAN)).new_zeros(*rows.shape[:2], width)
             for stream, width in widths.items()
         }
-        return Lesson(visual, text, state["logit_scale"].detach(), features)
+        return Lesson(visual, text, scale, features)
 
     def odds(self, state: State, seen: Tensor) -> Tensor:
         """See ``Teaching``."""
@@ -253,7 +254,7 @@ class Pupil:
     @property
     def names_teacher(self) -> bool:
         """Whether it names one."""
-        return bool(self.teacher) or (self.teacher is None and self.teacher_stage is not None)
+        return bool(self.teacher) or self.teacher_stage is not None
 
     def check_teacher(self, key: str, facts: TeacherFacts, own: InputSizes, shown: Sequence[str]) -> None:
         """Refuses a teacher that cannot read the student's batches or lacks what is read of it.
@@ -313,9 +314,13 @@ class Taught(Objective, Pupil):
             UserError: An option is out of its range.
         """
         super().__post_init__()
-        allowed = "the folder of a finished run or of an exported model, or null beside the teacher_stage of this run"
-        self.require(self.names_teacher, "teacher", allowed)
         self.require(self.soften > 0.0, "soften", "above 0")
+
+    def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
+        """No teacher."""
+        if not self.names_teacher:
+            allowed = "the folder of a finished run or of an exported model, or null beside a teacher_stage of this run"
+            yield Misfit(("teacher",), "null" if self.teacher is None else "''", allowed, "name one")
 
     @property
     def pupils(self) -> tuple[Pupil, ...]:

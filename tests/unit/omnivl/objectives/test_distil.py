@@ -160,6 +160,21 @@ def test_padding_of_texts_has_no_part_in_their_features() -> None:
     torch.testing.assert_close(got, distance[kept].mean())
 
 
+@pytest.mark.parametrize("features", [{}, {"visual": 16}, {"visual": 16, "text": 12}])
+@pytest.mark.parametrize("contrast", [0.0, 1.0])
+def test_idle_parameters_are_those_without_a_gradient(contrast: float, features: dict[str, int]) -> None:
+    if contrast == 0.0 and not features:
+        pytest.skip("there is no such objective")
+    objectives = (Distil(teacher=TAUGHT, contrast=contrast, features=features),)
+    torch.manual_seed(0)
+    chain = taught(objectives, Teacher(scattered_chain(SMALL, (ITC(),))))
+    state = state_of(objectives, STUDENT)
+    chain(state)["loss"].backward()
+    idle = {id(parameter) for layer in chain.layers for parameter in layer.idle_parameters([state.layout])}
+    for name, parameter in chain.named_parameters():
+        assert (parameter.grad is None) == (id(parameter) in idle), name
+
+
 def test_a_teacher_is_in_no_list_of_the_students() -> None:
     """Neither parameter nor buffer: no optimizer, checkpoint or sharding meets it."""
     objectives = (ITC(), Distil(teacher=TAUGHT))
@@ -240,6 +255,10 @@ def test_costs_are_counted_without_a_teacher() -> None:
     chain = build_chain(STUDENT, objectives, TOKENS)
     stand_in_teachers(chain)
     assert chain(state_of(objectives, STUDENT))["loss/distil"].requires_grad
+    featured = (replace(objectives[0], contrast=0.0),)
+    chain = build_chain(STUDENT, featured, TOKENS)
+    stand_in_teachers(chain)
+    assert chain(state_of(featured, STUDENT))["loss/distil"].requires_grad
     matching = (DistilMatching(teacher=TAUGHT),)
     chain = build_chain(PAIRED, matching, TOKENS)
     stand_in_teachers(chain)
@@ -288,11 +307,6 @@ def test_teachers_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {},
-            "objective distil: teacher must be the folder of a finished run or of an exported model, or null beside "
-            "the teacher_stage of this run, got None",
-        ),
         ({"teacher": TAUGHT, "soften": 0.0}, "objective distil: soften must be above 0, got 0.0"),
         (
             {"teacher": TAUGHT, "contrast": 0.0},
@@ -308,6 +322,22 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
         Distil(**options)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("kind", [Distil, DistilMatching])
+def test_a_teacher_has_to_be_named(kind: type[Taught]) -> None:
+    (misfit,) = kind().misfits(SMALL.inputs, 4)
+    assert str(misfit) == (
+        "teacher: got null; allowed the folder of a finished run or of an exported model, or null beside a "
+        "teacher_stage of this run; name one"
+    )
+    assert not list(kind(teacher=TAUGHT).misfits(SMALL.inputs, 4))
+    assert not list(kind(teacher_stage="first").misfits(SMALL.inputs, 4))
+
+
+def test_visual_features_need_pictures_of_one_size() -> None:
+    (misfit,) = Distil(teacher=TAUGHT, features={"visual": 16}).misfits(replace(SMALL.inputs, native=True), 4)
+    assert str(misfit) == "features: got 'visual'; allowed 'text' where pictures keep their sizes; leave it out"
 
 
 def test_matching_takes_negatives_of_its_own_replica() -> None:
