@@ -20,6 +20,7 @@ from omnivl.architectures.frozen import Frozen
 from omnivl.architectures.git import GIT
 from omnivl.architectures.meter import METER
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
+from omnivl.architectures.pali import PaLI
 from omnivl.architectures.simvlm import SimVLM
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
@@ -38,6 +39,7 @@ ArchitectureConfig = Annotated[
     | CoCa
     | GIT
     | SimVLM
+    | PaLI
     | METER
     | Flamingo
     | Frozen
@@ -63,6 +65,7 @@ __all__ = [
     "Frozen",
     "Kit",
     "OmniVL",
+    "PaLI",
     "SimVLM",
     "Unified",
     "ViLT",

@@ -69,7 +69,8 @@ class UniVLC(Objective):
         soft_target_warmup_steps: The share rises linearly over this many steps.
 
     Source: Wang et al., OmniVL, arXiv 2209.07526, section 3.2; temperature and queue as in BLIP, arXiv 2201.12086; soft
-        targets as in ALBEF, arXiv 2107.07651, section 3.3.
+        targets as in ALBEF, arXiv 2107.07651, section 3.3. Without queue and twins it is UniCL's loss (Yang et al.,
+        arXiv 2204.03610, equations 1 to 3), halved.
     """
 
     kind: Literal["univlc"] = "univlc"

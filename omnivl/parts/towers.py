@@ -32,7 +32,7 @@ class Towers(nn.Module):
         *,
         bias: bool,
         masks: bool,
-        embed_texts: Callable[[Words, Transformer], TextEmbedding] = TextEmbedding,
+        embed_texts: Callable[[Words, Transformer], nn.Module] = TextEmbedding,
     ) -> None:
         super().__init__()
         self.visual = ImageEmbedding(patches, vision, bias=bias, masks=masks)
@@ -58,7 +58,7 @@ class EmbedTowers(EmbeddingLayer):
         bias: bool = True,
         masks: bool = False,
         momentum: MomentumConfig | None = None,
-        embed_texts: Callable[[Words, Transformer], TextEmbedding] = TextEmbedding,
+        embed_texts: Callable[[Words, Transformer], nn.Module] = TextEmbedding,
     ) -> None:
         """Builds the embeddings.
 

@@ -59,6 +59,19 @@ def test_loss_of_a_batch_by_hand() -> None:
     assert loss.item() == pytest.approx((LN2 / 2 + LN3) / 2)
 
 
+def test_loss_is_that_of_unicl_by_hand() -> None:
+    # Yang et al., UniCL, arXiv 2204.03610, equations 2 and 3; labels 1, 1, 2. Scale ln 2. Visual e1, e2, e2; texts e1.
+    # v -> t: all texts are alike, so that every term is ln 3, and the mean over a query's positives too.
+    # t -> v: each text has logits (ln 2, 0, 0), normaliser ln 4. The first two have positives 1 and 2: the mean of
+    # ln 2 and 2 ln 2. The last has the third: 2 ln 2. Mean 5/3 ln 2.
+    e = torch.eye(2)
+    pairs = Pairs(e[[0, 1, 1]], e[[0, 0, 0]], torch.tensor([1, 1, 2]))
+    assert contrast(UniVLC(), pairs, torch.tensor(LN2)).item() == pytest.approx((LN3 + 5 / 3 * LN2) / 2)
+    # Summed over positives instead: 2 ln 3, 2 ln 3, ln 3 and 3 ln 2, 3 ln 2, 2 ln 2.
+    summed = contrast(UniVLC(positive_reduction="sum"), pairs, torch.tensor(LN2))
+    assert summed.item() == pytest.approx((5 / 3 * LN3 + 8 / 3 * LN2) / 2)
+
+
 def test_gradient_follows_the_formula() -> None:
     """With online keys, queries and keys both get gradients: against the loss written as loops."""
     torch.manual_seed(0)
