@@ -34,6 +34,7 @@ _PLANS = (
     "coca_tiny",
     "git_tiny",
     "simvlm_tiny",
+    "pali_tiny",
     "albef_tiny",
     "blip_tiny",
     "blip2_tiny",

@@ -1,7 +1,8 @@
 """PaLI: a ViT whose patches go before a prompt's words into the encoder of mT5, whose decoder writes the answer.
 
-Source: Chen et al., PaLI, arXiv 2209.06794, section 3.1. Its code is not released; the layers of encoder and decoder are
-    those of transformers' ``T5ForConditionalGeneration`` (``omnivl.parts.t5``), with which losses and gradients agree.
+Source: Chen et al., PaLI, arXiv 2209.06794, section 3.1. Its code is not released; the layers of encoder and decoder
+    are those of transformers' ``T5ForConditionalGeneration`` (``omnivl.parts.t5``), with which losses and gradients
+    agree.
 Differs: the image encoder has a class token, which the text encoder does not see. Prompts begin with a start token, and
     the decoder with that of generated texts instead of the padding token. Texts without images are not learnt.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe.ranges import Range
+from omnivl.architectures.albef_names import from_others as from_vit
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.misfits import (
     activation_misfits,
@@ -133,11 +135,13 @@ class PaLI(Architecture):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=fillings, vocabulary=vocabulary)
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
-        """Encoder, decoder, words and head from transformers' ``T5ForConditionalGeneration`` or ``MT5...``.
+        """Weights of transformers' ``T5ForConditionalGeneration`` or ``MT5...``, or of ``ViTModel``.
 
         Raises:
             ModelError: The folder's configuration asks for other options than the model has.
         """
+        if {"embeddings.cls_token", "vit.embeddings.cls_token"} & weights.keys():
+            return from_vit(weights, path, self.vision, self.encoder, None)
         return from_transformers(weights, path, self.encoder, self.decoder, self.head_size)
 
     def misfits(self) -> Iterator[Misfit]:

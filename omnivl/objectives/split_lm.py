@@ -16,6 +16,7 @@ from omnivl.chain.positions import prepared_targets
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
+from omnivl.objectives.answer import cut_texts
 from omnivl.objectives.lm import WritesWords, shift
 
 
@@ -27,15 +28,18 @@ class SplitLM(WritesWords):
     decoder writes the others and the end token.
 
     Attributes:
+        prompt: Text that the encoder reads before every beginning, e.g. ``Generate the alt_text in EN:`` as in PaLI.
         most: Largest share of a text's words that the encoder reads.
         label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
         include_labels: Whether class prompts are split too.
 
-    Source: Wang et al., SimVLM, arXiv 2108.10904, equation 3 and figure 1.
+    Source: Wang et al., SimVLM, arXiv 2108.10904, equation 3 and figure 1; Chen et al., PaLI, arXiv 2209.06794, section
+        3.2 (split captions; captions behind a prompt alone are those with ``most`` 0).
     Differs: texts without a picture are not learnt. The beginning ends with an end token.
     """
 
     kind: Literal["split_lm"] = "split_lm"
+    prompt: str = ""
     most: float = 1.0
     label_smoothing: float = 0.0
     include_labels: bool = False
@@ -49,6 +53,11 @@ class SplitLM(WritesWords):
         super().__post_init__()
         self.require(0.0 <= self.most <= 1.0, "most", "0 to 1")
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
+
+    @property
+    def needs_whole_texts(self) -> bool:
+        """Beginnings behind a prompt are longer than the batch's own texts."""
+        return bool(self.prompt)
 
     @property
     def beginning(self) -> str:
@@ -80,14 +89,18 @@ class SplitLM(WritesWords):
         words = (batch.token_ids != context.tokens.pad).sum(1) - 2
         read = (drawn * ((self.most * words).floor() + 1)).long()
         beginning, rest = split(batch.token_ids, read, context.tokens)
+        if self.prompt:
+            given = torch.tensor(context.readers["text"].words(self.prompt)).expand(batch.size, -1)
+            whole = torch.cat([beginning[:, :1], given, beginning[:, 1:]], dim=1)
+            beginning = cut_texts(whole, beginning.shape[1], context.tokens)
         token_ids, targets = shift(rest, context.tokens)
         prepared = prepared_targets(self.key, targets)
         return {f"{self.beginning}/token_ids": beginning, f"{self.key}/token_ids": token_ids, **prepared}
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
-        """Writes from [DEC] to [SEP], after an empty beginning where none is given."""
+        """Writes from [DEC] to [SEP], after a beginning of the prompt alone where none is given."""
         special = own.tokenizer.special
-        return Writing(own.tokenizer, (special.decode,), special.sep, own.length - 1, beside="")
+        return Writing(own.tokenizer, (special.decode,), special.sep, own.length - 1, beside=self.prompt)
 
 
 def split(token_ids: Tensor, read: Tensor, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:

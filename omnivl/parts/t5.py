@@ -331,8 +331,8 @@ class EmbedT5(EmbedTowers):
         if layout.generation and not layout.written_from and "memory" not in state:
             raise ModelError(
                 f"architecture 'pali': got {next(iter(layout.generation))!r}, whose decoder looks at images; "
-                "allowed are texts whose decoder looks at a text beside an image, as of 'split_lm' and 'answer'; change "
-                "the objective or model.kind"
+                "allowed are texts whose decoder looks at a text beside an image, as of 'split_lm' and 'answer'; "
+                "change the objective or model.kind"
             )
         state, tables = super().forward(state), self._tables
         # Copies: where parameters are gathered on use these are gone when later layers read them.

@@ -49,6 +49,12 @@ NARROW_STACKS = {
         *("model.stem_width=4", "model.image_size=32", "model.text_length=8"),
         *("parallel.precision=fp32", "batch.micro_batch_size_per_gpu=8"),
     ],
+    "pali_tiny": [
+        "model.vision={hidden_size: 24, num_heads: 2, layers: 2}",
+        *(f"model.{name}={{hidden_size: 16, num_heads: 2, layers: 2}}" for name in ("encoder", "decoder")),
+        *("model.head_size=6", "model.image_size=32", "model.patch_size=8", "model.text_length=8"),
+        *("parallel.precision=fp32", "batch.micro_batch_size_per_gpu=8"),
+    ],
 }
 """In place of ``NARROW`` where each stack has its own width."""
 # Noise is each replica's own, hence none.
@@ -100,6 +106,7 @@ STAGES = {
     "coca_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], []),
     "git_tiny-captions": ("captions", [PAIRS, CLIPS], []),
     "simvlm_tiny-pairs": ("pairs", [PAIRS], []),
+    "pali_tiny-mixture": ("mixture", [PAIRS], ["{kind: split_lm, name: captions, prompt: 'red', most: 0}", "split_lm"]),
     "quickstart-own": ("spatial", [PAIRS, CLIPS, LABELS], [*OF_OWN_SIZES, "{kind: lm}"]),
     "vlmo_tiny-own": ("pairs", [PAIRS, CLIPS], OF_OWN_SIZES),
     "quickstart-names": ("spatial", [entry[:-1] + ", fields: [name]}" for entry in (PAIRS, CLIPS, LABELS)], NAMED),

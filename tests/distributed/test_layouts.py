@@ -305,7 +305,12 @@ def own_sizes() -> Iterator[Any]:
 def relatives() -> Iterator[Any]:
     """Every layout of related systems, with pictures, clips and labels in turn."""
     for processes, hosts in LAYOUTS.items():
-        for model in ("plan-coca_tiny-pairs", "plan-git_tiny-captions", "plan-simvlm_tiny-pairs"):
+        for model in (
+            "plan-coca_tiny-pairs",
+            "plan-git_tiny-captions",
+            "plan-simvlm_tiny-pairs",
+            "plan-pali_tiny-mixture",
+        ):
             yield _case(model, processes, hosts, processes == 2)
 
 

@@ -1,4 +1,4 @@
-"""Plans of CoCa, GIT and SimVLM in their papers' sizes: the counts of their headers, and a check without their data."""
+"""Plans of CoCa, GIT, SimVLM and PaLI in their papers' sizes: the counts of their headers, and a check without their data."""
 
 from pathlib import Path
 
@@ -45,7 +45,16 @@ def test_the_header_of_git_says_the_counts() -> None:
     assert f"{theirs / 1e6:.1f} M, as transformers' GitForCausalLM" in text
 
 
-@pytest.mark.parametrize("name", ["coca_base", "coca_large", "git_base", "simvlm_base"])
+@pytest.mark.parametrize("name", ["pali_3b", "pali_17b"])
+def test_the_header_of_pali_says_the_counts(name: str) -> None:
+    chain, text = chain_of(name), (PLANS / f"{name}.yaml").read_text(encoding="utf-8")
+    every, mapped = count(chain), count(chain, "visual_map")
+    tower = count(chain, "embed.block.visual", "visual_") - mapped
+    assert f"{every / 1e6:,.1f} M in all: image encoder {tower / 1e6:,.1f} M" in text
+    assert f"{(every - tower - mapped) / 1e6:,.1f} M" in text
+
+
+@pytest.mark.parametrize("name", ["coca_base", "coca_large", "git_base", "simvlm_base", "pali_3b", "pali_17b"])
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
     plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], world_size=32)
     summary = summarize(plan, 32)

@@ -41,6 +41,7 @@ STAGES = {
     "frozen_tiny": ["words", "captions"],
     "git_tiny": ["captions"],
     "meter_tiny": ["pretrain"],
+    "pali_tiny": ["mixture"],
     "simvlm_tiny": ["pairs"],
     "tcl_tiny": ["pretrain"],
     "vilt_tiny": ["pretrain"],

@@ -38,6 +38,7 @@ STAGES = {
     "coca_tiny": ["pairs"],
     "git_tiny": ["captions"],
     "simvlm_tiny": ["pairs"],
+    "pali_tiny": ["mixture"],
     "vilt_tiny": ["pretrain"],
     "vlmo_tiny": ["language", "pairs"],
     "beit3_tiny": ["masked"],

@@ -9,6 +9,7 @@ import small_blip2
 import small_coca
 import small_flamingo
 import small_git
+import small_pali
 import small_simvlm
 import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
@@ -162,6 +163,10 @@ MODELS: dict[str, tuple[Architecture, Any]] = {
     "frozen": (
         with_words(small_flamingo.FROZEN),
         (lambda kind, objectives: small_flamingo.caption_batch(), (small_flamingo.PREFIX,), ("image_text",)),
+    ),
+    "pali": (
+        small_pali.SMALL,
+        (lambda kind, objectives: small_pali.pali_batch(), small_pali.OBJECTIVES, ("image_text",)),
     ),
     "simvlm": (
         small_simvlm.SMALL,

@@ -35,6 +35,7 @@ STAGES = {
     "coca_tiny": ("pairs", []),
     "git_tiny": ("captions", []),
     "simvlm_tiny": ("pairs", []),
+    "pali_tiny": ("mixture", []),
     "blip2_tiny": ("captions", []),
     "meter_tiny": ("pretrain", []),
     "flamingo_tiny": ("documents", []),

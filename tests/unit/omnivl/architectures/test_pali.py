@@ -119,6 +119,21 @@ def test_a_head_that_a_file_leaves_out_is_the_table_of_words(tmp_path):
     assert torch.equal(chain.get_parameter("losses.vocabulary.decoder.weight"), model.shared.weight)
 
 
+def test_a_vit_starts_the_image_encoder(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    eps = {"layer_norm_eps": SMALL.vision.norm_eps}
+    model = ViTModel(ViTConfig(**sizes, **eps, image_size=32, patch_size=8), add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path)
+    chain, frames = scattered().eval(), pali_batch().frames
+    report = load_pretrained(chain, SMALL, tmp_path, part="vision")
+    assert set(report.missing) == {"visual_map.block.weight", "visual_map.block.bias"}
+    with torch.no_grad():
+        wanted = model(frames[:, 0] / 127.5 - 1).last_hidden_state[:, 1:]
+        torch.testing.assert_close(image_tokens(chain, frames), chain.named_layers["visual_map"].block(wanted))
+
+
 def test_weights_that_ask_for_other_options_are_refused(tmp_path):
     peer("T5").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import small_blip2
 import small_coca
 import small_flamingo
 import small_git
+import small_pali
 import small_simvlm
 import torch
 from safetensors.torch import load_file, save_file
@@ -267,8 +268,9 @@ def test_coca_embeds_and_writes(tmp_path):
         assert torch.equal(model.generate(pixels), wanted)
 
 
-@pytest.mark.parametrize("config", [small_git.SMALL, small_simvlm.SMALL], ids=["git", "simvlm"])
-def test_what_only_writes(tmp_path, config):
+@pytest.mark.parametrize("name", ["git", "simvlm", "pali"])
+def test_what_only_writes(tmp_path, name):
+    config = {"git": small_git.SMALL, "simvlm": small_simvlm.SMALL, "pali": small_pali.SMALL}[name]
     config, key = replace(config, vocab_size=TOKENS.vocab_size), "lm" if config.kind == "git" else "split_lm"
     chain, model = exported(tmp_path, config, (LM() if key == "lm" else SplitLM(),))
     batch = make_batch("image_text")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_clip import TOKENS, make_batch
 
+from omnivl.data.tokenizer import TextReader, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.objectives import PrepareContext, SplitLM
 from omnivl.objectives.split_lm import split
@@ -59,6 +60,23 @@ def test_targets_are_what_the_encoder_has_not_read():
         targets = [one for one in made["split_lm/targets"][row].tolist() if one != -100]
         assert [*beginning[:-1], *targets] == whole
         assert made["split_lm/token_ids"][row, 0] == TOKENS.decode
+
+
+def test_a_prompt_stands_before_every_beginning():
+    batch, tokenizer = make_batch(size=4), load_tokenizer("emoji")
+    reader = TextReader(tokenizer, 8)
+    given = reader.words("red cat")
+    context = PrepareContext(0, "test", TOKENS, (2, 2), 0, readers={"text": reader})
+    plain = SplitLM().prepare(batch, context)
+    made = SplitLM(prompt="red cat").prepare(batch, context)
+    assert SplitLM(prompt="red cat").needs_whole_texts
+    for name in ("split_lm/token_ids", "split_lm/targets"):
+        assert torch.equal(made[name], plain[name])
+    for row in range(4):
+        before = [one for one in plain["split_lm/beginning/token_ids"][row].tolist() if one != PAD]
+        wanted = [CLS, *given, *before[1:]]
+        wanted = wanted if len(wanted) <= 8 else [*wanted[:7], SEP]  # what does not fit is cut
+        assert [one for one in made["split_lm/beginning/token_ids"][row].tolist() if one != PAD] == wanted
 
 
 @pytest.mark.parametrize(("option", "allowed"), [("most", "0 to 1"), ("label_smoothing", "at least 0 and below 1")])
