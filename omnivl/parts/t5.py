@@ -86,13 +86,13 @@ def unscaled_attention(q: Tensor, kv: Tensor, num_heads: int, allowed: Tensor | 
     Returns:
         ``[R, Q, H d]``.
     """
-    heads = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
     added = allowed
     if scores is not None:
         added = scores.to(q.dtype)
         if allowed is not None:
             added = added.masked_fill(~allowed, torch.finfo(q.dtype).min)
-    return F.scaled_dot_product_attention(*heads, attn_mask=added, scale=1.0).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=1.0).transpose(1, 2).flatten(2)
 
 
 class T5Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Plans of CoCa, GIT, SimVLM and PaLI in their papers' sizes: the counts of their headers, and a check without their data."""
+"""Plans of CoCa, GIT, SimVLM and PaLI in their sizes: the counts of their headers, and a check without their data."""
 
 from pathlib import Path
 
