@@ -27,6 +27,7 @@ from omnivl.architectures import (
     Flamingo,
     Frozen,
     OmniVL,
+    PaLI,
     SimVLM,
     Unified,
     ViLT,
@@ -122,6 +123,18 @@ SYSTEMS = (
             f"{_UNIT}test_clip.py::test_embeddings_loss_and_gradients_are_those_of_transformers",
             f"{_UNIT}test_clip.py::test_open_clip_has_the_same_embeddings_losses_and_gradients",
         ),
+        f"{_SPREAD}test_clip.py",
+    ),
+    System(
+        *("UniCL", "2204.03610", CLIP, "unicl_tiny", ()),
+        "the loss by hand; the towers are CLIP's",
+        ("tests/unit/omnivl/objectives/test_univlc.py::test_loss_is_that_of_unicl_by_hand",),
+        f"{_SPREAD}test_clip.py",
+    ),
+    System(
+        *("Florence", "2111.11432", CLIP, "unicl_tiny", ("florence_base",)),
+        "the loss by hand; the towers are CLIP's, none is a Swin",
+        ("tests/unit/omnivl/objectives/test_univlc.py::test_loss_is_that_of_unicl_by_hand",),
         f"{_SPREAD}test_clip.py",
     ),
     System(
@@ -241,6 +254,16 @@ SYSTEMS = (
         "nothing: no class is at hand; writing with a cache and without",
         (f"{_UNIT}test_simvlm.py::test_captions_written_with_and_without_a_cache_are_the_same",),
         f"{_SPREAD}test_simvlm.py",
+    ),
+    System(
+        *("PaLI", "2209.06794", PaLI, "pali_tiny", ("pali_3b", "pali_17b")),
+        "T5ForConditionalGeneration and MT5ForConditionalGeneration of transformers, with the patches as inputs_embeds",
+        (
+            f"{_UNIT}test_pali.py::test_loss_and_gradients_are_those_of_transformers",
+            f"{_UNIT}test_pali.py::test_greedy_words_are_those_that_transformers_generates",
+        ),
+        f"{_SPREAD}test_layouts.py",
+        "T5 of the form of v1.1, mT5; ViT",
     ),
     System(
         *("GIT", "2205.14100", GIT, "git_tiny", ("git_base",)),
