@@ -201,6 +201,16 @@ SYSTEMS = (
         "the released file",
     ),
     System(
+        *("CODIS", "2203.00048", ALBEF, "codis_tiny", ("codis_base",)),
+        "as ALBEF; its loss by hand, with linear programming for the transport",
+        (
+            f"{_UNIT}test_albef.py::test_streams_and_gradients_equal_transformers",
+            "tests/unit/omnivl/objectives/test_codebook.py::test_loss_and_gradients_by_hand",
+        ),
+        f"{_SPREAD}test_codis.py",
+        "the released file of ALBEF",
+    ),
+    System(
         *("METER", "2111.02387", METER, "meter_tiny", ("meter_base",)),
         "modules of transformers' CLIP, RoBERTa and BERT",
         (f"{_UNIT}test_meter.py::test_streams_and_gradients_equal_transformers_modules",),

@@ -14,6 +14,7 @@ _OBJECTIVES: Mapping[str, str] = {
     "choose": "choice among options",
     "classify": "classification",
     "clip": "CLIP",
+    "codebook": "shared prototypes",
     "diffusion": "drawing",
     "distil": "teacher",
     "distil_matching": "teacher of matching",

@@ -12,6 +12,7 @@ from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
+from omnivl.objectives.codebook import Codebook
 from omnivl.objectives.diffusion import Diffusion
 from omnivl.objectives.distil import Distil
 from omnivl.objectives.distil_matching import DistilMatching
@@ -43,7 +44,7 @@ ObjectiveConfig = Annotated[
     (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | IntraModal | LocalMI | MMM | Quantize)
     | (PrefixLM | SplitLM | InterleavedLM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize)
-    | (Diffusion | Distil | DistilMatching),
+    | (Diffusion | Distil | DistilMatching | Codebook),
     Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
@@ -63,6 +64,7 @@ __all__ = [
     "Answer",
     "Choose",
     "Classify",
+    "Codebook",
     "Demands",
     "Diffusion",
     "Distil",

@@ -19,7 +19,7 @@ TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, nu
     ("name", "heads"),
     [
         *(("tcl_base", None), ("flava_base", 61.9), ("align_b7", None), ("blip_base", None), ("blip_large", None)),
-        *(("meter_base", None), ("florence_base", None)),
+        *(("meter_base", None), ("florence_base", None), ("codis_base", None)),
     ],
 )
 def test_the_header_says_the_counts_that_the_built_model_has(name: str, heads: float | None) -> None:
@@ -37,7 +37,8 @@ def test_the_header_says_the_counts_that_the_built_model_has(name: str, heads: f
 
 
 @pytest.mark.parametrize(
-    "name", ["tcl_base", "flava_base", "align_b7", "blip_base", "blip_large", "meter_base", "florence_base"]
+    "name",
+    ["tcl_base", "codis_base", "flava_base", "align_b7", "blip_base", "blip_large", "meter_base", "florence_base"],
 )
 def test_a_plan_is_checked_without_data_or_vocabulary(name: str) -> None:
     plan = load_plan(PLANS / f"{name}.yaml", ["tokenizer=emoji"], world_size=8)
