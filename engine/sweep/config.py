@@ -14,8 +14,8 @@
       - {size: w96, seed: 5}
     parallel: 2                         # runs at the same time on one machine
 
-A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. ``nodes`` is no field of a plan: it is the
-number of nodes of a run on Slurm.
+A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. Two names are no fields of a plan:
+``nodes`` is the number of nodes of a run on Slurm, ``plan`` the base plan, relative to this file, of runs with a value.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from omnivl.data.plain_files import read_small
 from omnivl.errors import did_you_mean, reason_of
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
-_NODES = "nodes"
+_NODES, _PLAN = "nodes", "plan"
 _LARGEST_COUNT = 100_000
 _MOST_RUNS = 2_000
 _FIELDS = ("name", "plan", "overrides", "axes", "exclude", "points", "parallel", "compare")
@@ -50,6 +50,7 @@ class Point:
         values: The value of each axis, by the axis' name; for named values the value's name.
         overrides: Applied to the base plan, ``path=value`` each.
         plan: The resulting plan.
+        base: The base plan's file, the sweep's or one that a value of an axis names.
         nodes: Number of nodes on Slurm; None if the sweep does not set it.
     """
 
@@ -57,6 +58,7 @@ class Point:
     values: Mapping[str, Any]
     overrides: tuple[str, ...]
     plan: Plan
+    base: Path
     nodes: int | None = None
 
 
@@ -82,13 +84,18 @@ class Sweep:
     parallel: int
     compare: str | None
 
+    @property
+    def bases(self) -> str:
+        """Names of the base plans of its runs."""
+        return ", ".join(dict.fromkeys(point.base.name for point in self.points)) or self.base.name
+
     def plan_for(self, point: Point, world_size: int) -> Plan:
         """The plan of one run, checked for a number of processes.
 
         Raises:
             PlanError: The plan does not fit this number; names the run.
         """
-        return _read_plan(self.file, self.base, point.name, point.overrides, world_size)
+        return _read_plan(self.file, point.base, point.name, point.overrides, world_size)
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -167,9 +174,9 @@ def _points(
             for axis, chosen in values.items():
                 fields |= axes[axis][chosen]
             nodes = fields.pop(_NODES, None)
+            own = (file.parent / fields.pop(_PLAN)).resolve() if _PLAN in fields else base
             overrides = [f"{field}={json.dumps(value)}" for field, value in ({"name": name} | fields).items()]
-            plan = _read_plan(file, base, name, overrides)
-            yield Point(name, values, tuple(overrides), plan, nodes)
+            yield Point(name, values, tuple(overrides), _read_plan(file, own, name, overrides), own, nodes)
 
 
 def _slug(text: str) -> str:
@@ -224,6 +231,9 @@ def _problems(document: Document) -> Iterator[Problem]:
                 yield Problem(
                     said, show_value(fields[_NODES]), f"1 or more nodes, at most {_LARGEST_COUNT:,}", "change it"
                 )
+            if _PLAN in fields and not _is_text(fields[_PLAN]):
+                said = ("axes", name, value, _PLAN) if isinstance(axis, dict) else ("axes", name)
+                yield Problem(said, show_value(fields[_PLAN]), "the path of a plan, from this file", "name a plan")
     for field in ("exclude", "points"):
         entries = tree.get(field, [])
         if not isinstance(entries, list):

@@ -79,8 +79,8 @@ def told_of_runs(sweep: Sweep, runs: Sequence[tuple[Point, Plan, int]], folder: 
     notes: dict[str, list[str]] = {}
     glances = Glances()
     for point, plan, processes in runs:
-        look = look_from_here(plan, sweep.base, processes, run_folder=folder / point.name, glances=glances)
-        locate = places_of(sweep.base, point.overrides)
+        look = look_from_here(plan, point.base, processes, run_folder=folder / point.name, glances=glances)
+        locate = places_of(point.base, point.overrides)
         for kept, findings in ((problems, look.problems), (notes, look.notes)):
             for line in lines(findings, locate):
                 kept.setdefault(line, []).append(point.name)

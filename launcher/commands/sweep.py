@@ -62,7 +62,7 @@ def run(
     if allow_commands:
         os.environ[ALLOW_VARIABLE] = "1"  # for the commands that it starts
     for point in sweep.points:
-        require_consent(point.plan, [sweep.base, sweep.file], allowed=allow_commands)
+        require_consent(point.plan, [point.base, sweep.file], allowed=allow_commands)
     runs = (folder or _default(sweep)).resolve()
     left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel

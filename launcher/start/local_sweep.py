@@ -49,12 +49,12 @@ def run_sweep_here(
         )
     if dry_run:
         for point in points:
-            say(shlex.join(_command(sweep, point, folder / point.name, offline)))
+            say(shlex.join(_command(point, folder / point.name, offline)))
         return 0
     shares = share_machine(max(1, min(parallel, len(points))))
     _check_shares(sweep, points, shares)
     say(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {folder}")
-    return _Runs(sweep, folder, shares, offline).run(points)
+    return _Runs(folder, shares, offline).run(points)
 
 
 def _check_shares(sweep: Sweep, points: Sequence[Point], shares: Sequence[Share]) -> None:
@@ -67,16 +67,15 @@ def _check_shares(sweep: Sweep, points: Sequence[Point], shares: Sequence[Share]
             )
 
 
-def _command(sweep: Sweep, point: Point, folder: Path, offline: bool) -> list[str]:
-    start = [sys.executable, "-m", "launcher.cli", "pretrain", str(sweep.base)]
+def _command(point: Point, folder: Path, offline: bool) -> list[str]:
+    start = [sys.executable, "-m", "launcher.cli", "pretrain", str(point.base)]
     return [*start, *point.overrides, "--run-folder", str(folder), *(["--offline"] if offline else [])]
 
 
 class _Runs:
     """Those under way."""
 
-    def __init__(self, sweep: Sweep, folder: Path, shares: Sequence[Share], offline: bool) -> None:
-        self._sweep = sweep
+    def __init__(self, folder: Path, shares: Sequence[Share], offline: bool) -> None:
         self._offline = offline
         self._folder = folder
         self._count = len(shares)
@@ -123,7 +122,7 @@ class _Runs:
                 folder.mkdir(parents=True, exist_ok=True)
                 clear_failure(folder)
                 process = subprocess.Popen(
-                    _command(self._sweep, point, folder, self._offline),
+                    _command(point, folder, self._offline),
                     stdout=said,
                     stderr=subprocess.STDOUT,
                     env=environment,

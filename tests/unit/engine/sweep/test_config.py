@@ -59,6 +59,27 @@ axes: {size: {small: {}, large: {model.hidden_size: 96, nodes: 4}}}
     assert (small.nodes, large.nodes) == (None, 4)
 
 
+def test_a_value_may_name_another_base_plan(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "other.yaml").write_text(PLAN.read_text().replace("name: sizes", "name: other"))
+    text = """
+name: s
+plan: PLAN
+overrides: {seed: 7}
+axes:
+  system: {one: {}, two: {plan: plans/other.yaml, model.hidden_size: 96}}
+"""
+    sweep = load_sweep(write(tmp_path, text))
+    one, two = sweep.points
+    assert (one.base, two.base) == (PLAN.resolve(), (tmp_path / "plans" / "other.yaml").resolve())
+    assert two.overrides == ('name="system-two"', "seed=7", "model.hidden_size=96")
+    assert sweep.plan_for(two, 1).model.hidden_size == 96
+    with pytest.raises(PlanError, match=r"sweep.yaml:6: axes.system.two.plan: got 3"):
+        load_sweep(write(tmp_path, text.replace("plans/other.yaml", "3")))
+    with pytest.raises(PlanError, match=r"sweep.yaml: run 'system-two': .*nothing.yaml"):
+        load_sweep(write(tmp_path, text.replace("plans/other.yaml", "plans/nothing.yaml")))
+
+
 def test_values_that_are_no_file_names(tmp_path: Path) -> None:
     path = write(
         tmp_path, "name: s\nplan: PLAN\naxes: {tokenizer: ['emoji'], 'stages.contrast.optimizer.lr': [1e-3, 5e-4]}"
