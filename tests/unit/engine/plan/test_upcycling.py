@@ -44,6 +44,7 @@ CASES = [
     for name in FILLINGS
 ]
 DENSE_ONLY = {"BLIP": ["text"], "BLIP2": ["vision", "qformer"], "GIT": ["decoder"], "METER": ["fusion"]}
+DENSE_ONLY |= {"PaLI": ["encoder", "decoder"]}
 DENSE_ONLY |= {kind: ["vision", "language.blocks"] for kind in ("Flamingo", "Frozen")}
 """Stacks that can only be dense, by architecture; the rules name them."""
 
