@@ -205,7 +205,7 @@ SYSTEMS = (
         "as ALBEF; its loss by hand, with linear programming for the transport",
         (
             f"{_UNIT}test_albef.py::test_streams_and_gradients_equal_transformers",
-            "tests/unit/omnivl/objectives/test_codebook.py::test_loss_and_gradients_by_hand",
+            "tests/unit/omnivl/objectives/test_prototypes.py::test_loss_and_gradients_by_hand",
         ),
         f"{_SPREAD}test_codis.py",
         "the released file of ALBEF",

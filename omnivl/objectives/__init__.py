@@ -12,7 +12,6 @@ from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
-from omnivl.objectives.codebook import Codebook
 from omnivl.objectives.diffusion import Diffusion
 from omnivl.objectives.distil import Distil
 from omnivl.objectives.distil_matching import DistilMatching
@@ -30,6 +29,7 @@ from omnivl.objectives.mlm import MLM
 from omnivl.objectives.mmm import MMM
 from omnivl.objectives.mrm import MRM
 from omnivl.objectives.prefix_lm import PrefixLM
+from omnivl.objectives.prototypes import Prototypes
 from omnivl.objectives.quantize import Quantize
 from omnivl.objectives.recognize import Recognize
 from omnivl.objectives.region import Region
@@ -44,7 +44,7 @@ ObjectiveConfig = Annotated[
     (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | IntraModal | LocalMI | MMM | Quantize)
     | (PrefixLM | SplitLM | InterleavedLM)
     | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize)
-    | (Diffusion | Distil | DistilMatching | Codebook),
+    | (Diffusion | Distil | DistilMatching | Prototypes),
     Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
@@ -64,7 +64,6 @@ __all__ = [
     "Answer",
     "Choose",
     "Classify",
-    "Codebook",
     "Demands",
     "Diffusion",
     "Distil",
@@ -80,6 +79,7 @@ __all__ = [
     "ObjectiveLoss",
     "PrefixLM",
     "PrepareContext",
+    "Prototypes",
     "Quantize",
     "Recognize",
     "Region",

@@ -8,13 +8,13 @@ from test_albef import CONFIG
 from test_layouts import train
 from test_tcl import Views
 
-from omnivl.objectives import VLM, Codebook, IntraModal, Objective, UniVLC
+from omnivl.objectives import VLM, IntraModal, Objective, Prototypes, UniVLC
 
 # A plan moves the samples of one micro-batch of all replicas.
 OBJECTIVES: tuple[Objective, ...] = (
     UniVLC(queue_size=21, batch_keys="momentum", soft_target_alpha=0.4),
     IntraModal(queue_size=21),
-    Codebook(num_codes=6, beta=0.2),
+    Prototypes(num_prototypes=6, beta=0.2),
     VLM(negatives="global"),
 )
 
@@ -27,6 +27,6 @@ def train_codis(hosts: list[str]) -> Report:
 @pytest.mark.distributed
 @pytest.mark.timeout(400)
 def test_hosts_agree(run_distributed: Any) -> None:
-    losses = {"univlc", "intra_modal", "codebook", "vlm"}
+    losses = {"univlc", "intra_modal", "prototypes", "vlm"}
     weights = check_hosts_agree(run_distributed, train_codis, losses, limit=350)["weights"]
-    assert weights["losses.heads.codebook.codes"].shape[0] == 6
+    assert weights["losses.heads.prototypes.prototypes"].shape[0] == 6

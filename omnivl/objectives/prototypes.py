@@ -1,4 +1,4 @@
-"""A codebook that both modalities share: a sample's image and text are assigned to the same prototypes.
+"""Prototypes that both modalities share: a sample's image and text are assigned to them.
 
 Shapes: B samples of this replica, J joined batch (replicas * B), P projection size, K prototypes.
 """
@@ -25,7 +25,7 @@ from omnivl.parts.quantize import perplexity
 
 
 @dataclass(frozen=True)
-class Codebook(Objective):
+class Prototypes(Objective):
     """Prototypes between the modalities, by which a sample's embedding predicts where its momentum twin's one goes.
 
     The momentum embeddings of a modality, over the joined batch, are moved to the prototypes at the least cost, all
@@ -35,7 +35,7 @@ class Codebook(Objective):
     each modality, are added up.
 
     Attributes:
-        num_codes: K.
+        num_prototypes: K.
         plan: Whose plan is the target of an image's (a text's) prediction: ``own``, the momentum images' (texts'), as
             algorithm 1 of the paper has it; ``cross``, that of the other modality, as its equation 2 has it for images.
         cost: Of moving to a prototype: ``distance``, 1 - cosine; ``similarity``, the cosine + 1, as algorithm 1 hands
@@ -50,8 +50,8 @@ class Codebook(Objective):
         ``univlc`` and ``intra_modal``.
     """
 
-    kind: Literal["codebook"] = "codebook"
-    num_codes: Annotated[int, Range(2)] = 4000
+    kind: Literal["prototypes"] = "prototypes"
+    num_prototypes: Annotated[int, Range(2)] = 4000
     plan: Literal["own", "cross"] = "own"
     cost: Literal["distance", "similarity"] = "distance"
     beta: Annotated[float, Range(above=0.0)] = 0.5
@@ -68,37 +68,37 @@ class Codebook(Objective):
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The prototypes."""
-        return CodebookHead(self, sizes.projection_size)
+        return PrototypesHead(self, sizes.projection_size)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The sum of both terms over both modalities.
 
         Metrics, of the joined batch or this replica's: ``transport``, the cost of both plans; ``prediction``, both
-        cross-entropies; ``perplexity`` of the codes that get most of each sample.
+        cross-entropies; ``perplexity`` of the prototypes that get most of each sample.
         """
         head = heads.own
-        assert isinstance(head, CodebookHead)
-        codes = F.normalize(head.codes.float(), dim=-1)
-        moved = {name: self._moved(state[TWIN + name].detach().float(), codes, gather) for name in EMBEDDINGS}
+        assert isinstance(head, PrototypesHead)
+        prototypes = F.normalize(head.prototypes.float(), dim=-1)
+        moved = {name: self._moved(state[TWIN + name].detach().float(), prototypes, gather) for name in EMBEDDINGS}
         transport = torch.stack([cost for cost, _ in moved.values()]).sum()
         predictions = []
         for name, other in zip(EMBEDDINGS, reversed(EMBEDDINGS), strict=True):
             target = moved[name if self.plan == "own" else other][1]
-            logits = state["logit_scale"] * state[name] @ codes.t()
+            logits = state["logit_scale"] * state[name] @ prototypes.t()
             predictions.append(-(target * F.log_softmax(logits, dim=-1)).sum(-1).mean())
         prediction = torch.stack(predictions).sum()
         with torch.no_grad():
             chosen = torch.cat([target.argmax(-1) for _, target in moved.values()])
-            used = perplexity(chosen, self.num_codes)
+            used = perplexity(chosen, self.num_prototypes)
         metrics = {"transport": transport.detach(), "prediction": prediction.detach(), "perplexity": used}
         return ObjectiveLoss(transport + prediction, metrics)
 
-    def _moved(self, embeddings: Tensor, codes: Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
+    def _moved(self, embeddings: Tensor, prototypes: Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
         """The cost of moving embeddings to prototypes, and where each goes.
 
         Args:
             embeddings: fp32 ``[B, P]``, of unit length, without a gradient.
-            codes: fp32 ``[K, P]``, likewise, with one.
+            prototypes: fp32 ``[K, P]``, likewise, with one.
             gather: Joins the replicas' embeddings.
 
         Returns:
@@ -106,37 +106,39 @@ class Codebook(Objective):
             ``[B, K]``, each of which sums to 1.
         """
         together = gather.join(embeddings) if self.over == "joined" else embeddings
-        everywhere = (torch.ones(1, len(one), dtype=torch.bool, device=codes.device) for one in (together, codes))
+        everywhere = (
+            torch.ones(1, len(one), dtype=torch.bool, device=prototypes.device) for one in (together, prototypes)
+        )
         plan = transport_plan(
-            self._cost(together, codes.detach())[None], *everywhere, beta=self.beta, iterations=self.iterations
+            self._cost(together, prototypes.detach())[None], *everywhere, beta=self.beta, iterations=self.iterations
         )[0]
         first = gather.replica * len(embeddings) if self.over == "joined" else 0
         own = plan[first : first + len(embeddings)]
         shares = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
         parts = len(together) // len(embeddings)
-        return parts * (own * self._cost(embeddings, codes)).sum(), shares
+        return parts * (own * self._cost(embeddings, prototypes)).sum(), shares
 
-    def _cost(self, embeddings: Tensor, codes: Tensor) -> Tensor:
-        cosines = embeddings @ codes.t()
+    def _cost(self, embeddings: Tensor, prototypes: Tensor) -> Tensor:
+        cosines = embeddings @ prototypes.t()
         return 1.0 - cosines if self.cost == "distance" else 1.0 + cosines
 
 
-class CodebookHead(Head):
+class PrototypesHead(Head):
     """The prototypes, of which only directions count."""
 
-    def __init__(self, config: Codebook, size: int) -> None:
+    def __init__(self, config: Prototypes, size: int) -> None:
         super().__init__()
         self.iterations = config.iterations
-        self.codes = nn.Parameter(torch.empty(config.num_codes, size))
-        draw_normal(self.codes, std=size**-0.5)
+        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, size))
+        draw_normal(self.prototypes, std=size**-0.5)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The prototypes: their lengths mean nothing."""
-        yield self.codes
+        yield self.prototypes
 
     def flops(self, layout: StepLayout, backward: Backward) -> float:
         """Of products with prototypes and of the plans, for one replica's samples."""
-        count, size = self.codes.shape
+        count, size = self.prototypes.shape
         compared = 2.0 * layout.batch_size * count * size
         # Of each modality: the prediction with both gradients; the plan's cost; the loss' cost with one gradient.
         products = 2.0 * (3.0 + 1.0 + 2.0) * compared

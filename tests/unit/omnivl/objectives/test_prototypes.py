@@ -13,10 +13,10 @@ from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Heads
 from omnivl.chain.state import State
-from omnivl.objectives.codebook import Codebook, CodebookHead
+from omnivl.objectives.prototypes import Prototypes, PrototypesHead
 from omnivl.parts.sizes import Transformer
 
-OBJECTIVE = Codebook(num_codes=5, iterations=400, beta=0.2)
+OBJECTIVE = Prototypes(num_prototypes=5, iterations=400, beta=0.2)
 WIDE = Transformer(hidden_size=16, num_heads=2, layers=2)
 SMALL = ALBEF(
     **{"vision": WIDE, "text": replace(WIDE, norm="post"), "fusion": replace(WIDE, norm="post")},
@@ -25,10 +25,10 @@ SMALL = ALBEF(
 NAMES = ("visual_embedding", "text_embedding")
 
 
-def head_of(objective: Codebook) -> CodebookHead:
+def head_of(objective: Prototypes) -> PrototypesHead:
     torch.manual_seed(0)
     head = objective.build_head(SMALL.heads)
-    assert isinstance(head, CodebookHead)
+    assert isinstance(head, PrototypesHead)
     return head
 
 
@@ -63,7 +63,7 @@ def test_loss_and_gradients_by_hand(plan: str, cost: str) -> None:
     objective = replace(OBJECTIVE, plan=plan, cost=cost)
     head, state = head_of(objective), state_of()
     made = objective.loss(state, Heads(head), LocalGather())
-    codes = head.codes.detach().clone().requires_grad_()
+    codes = head.prototypes.detach().clone().requires_grad_()
     unit = codes / codes.norm(dim=-1, keepdim=True)
     students = {name: state[name].detach().clone().requires_grad_() for name in NAMES}
     scale = torch.tensor(5.0, requires_grad=True)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_by_hand(plan: str, cost: str) -> None:
     torch.testing.assert_close(made.loss, total, rtol=1e-3, atol=1e-3)
     made.loss.backward()
     total.backward()
-    torch.testing.assert_close(head.codes.grad, codes.grad, rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(head.prototypes.grad, codes.grad, rtol=2e-2, atol=2e-3)
     torch.testing.assert_close(state["logit_scale"].grad, scale.grad, rtol=1e-2, atol=1e-3)
     for name in NAMES:
         torch.testing.assert_close(state[name].grad, students[name].grad, rtol=1e-2, atol=2e-3)
@@ -114,7 +114,7 @@ def test_replicas_move_their_samples_together_if_asked_to(over: str) -> None:
     state, head = state_of(), head_of(objective)
     whole = objective.loss(state, Heads(head), LocalGather()).loss
     whole.backward()
-    gradient, embedded = head.codes.grad, state["visual_embedding"].grad
+    gradient, embedded = head.prototypes.grad, state["visual_embedding"].grad
     twins = {name: state[f"momentum_{name}"].detach() for name in NAMES}
     other, losses, grads = head_of(objective), [], []
     for replica in range(2):
@@ -124,21 +124,21 @@ def test_replicas_move_their_samples_together_if_asked_to(over: str) -> None:
         losses.append(objective.loss(half, Heads(other), Half(replica, twins)).loss)
         (losses[-1] / 2).backward()
         grads.append(half["visual_embedding"].grad)
-    assert gradient is not None and embedded is not None and other.codes.grad is not None
+    assert gradient is not None and embedded is not None and other.prototypes.grad is not None
     same = torch.allclose(torch.stack(losses).mean(), whole, atol=1e-5)
     assert same == (over == "joined")
     if over == "joined":
-        torch.testing.assert_close(other.codes.grad, gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.prototypes.grad, gradient, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.cat(grads), embedded, rtol=1e-4, atol=1e-5)
 
 
 def test_every_prototype_gets_the_same_mass_and_only_directions_count() -> None:
     head, state = head_of(OBJECTIVE), state_of(20)
     one = OBJECTIVE.loss(state, Heads(head), LocalGather())
-    head.codes.data.mul_(3.0)
+    head.prototypes.data.mul_(3.0)
     torch.testing.assert_close(OBJECTIVE.loss(state, Heads(head), LocalGather()).loss, one.loss)
     assert one.metrics["perplexity"] > 4.0, "of five"
-    assert list(head.undecayed()) == [head.codes]
+    assert list(head.undecayed()) == [head.prototypes]
 
 
 def test_operations_are_what_torch_counts() -> None:
@@ -152,5 +152,5 @@ def test_operations_are_what_torch_counts() -> None:
 
 def test_it_trains_albef_with_its_twins() -> None:
     chain = build_chain(SMALL, (OBJECTIVE,), TOKENS)
-    assert chain.losses.heads["codebook"].codes.shape == (5, 3)
+    assert chain.losses.heads["prototypes"].prototypes.shape == (5, 3)
     assert plan_layout((OBJECTIVE,), "image_text", 4, 1).twins.keys() == {"visual", "text"}
