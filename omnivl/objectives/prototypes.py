@@ -47,7 +47,7 @@ class Prototypes(Objective):
     Source: Duan et al., CODIS, arXiv 2203.00048, section 3.2, equations 1 to 3 and algorithm 1.
     Differs: prototypes have unit length wherever they are compared. Rows of a plan are scaled to sum to 1 before they
         are targets. The temperature is the stage's. What the paper calls intra-cross alignment are the objectives
-        ``univlc`` and ``intra_modal``.
+        ``univlc`` and ``intra_modal``, each of which halves two of its four terms. No architecture of its own: ALBEF's.
     """
 
     kind: Literal["prototypes"] = "prototypes"

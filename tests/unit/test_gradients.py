@@ -35,6 +35,7 @@ STAGES = {
     "blip2_tiny": ["tower", "queries", "words", "captions"],
     "clip_tiny": ["contrastive"],
     "coca_tiny": ["pairs"],
+    "codis_tiny": ["pretrain"],
     "drawing_tiny": ["learn", "draw"],
     "flamingo_tiny": ["words", "documents"],
     "flava_tiny": ["pretrain"],
