@@ -25,6 +25,7 @@ def train_codis(hosts: list[str]) -> Report:
 
 
 @pytest.mark.distributed
+@pytest.mark.full  # what it has beyond TCL, which runs always, is one loss over the joined batch
 @pytest.mark.timeout(400)
 def test_hosts_agree(run_distributed: Any) -> None:
     losses = {"univlc", "intra_modal", "prototypes", "vlm"}
