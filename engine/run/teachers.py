@@ -22,7 +22,6 @@ from omnivl.data.batch import visual_of
 from omnivl.data.config import entry_keys
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
-from omnivl.hub import OmniVLConfig
 from omnivl.objectives.quantize import Quantize
 from omnivl.objectives.teacher import Pupil, TaughtHead, Teacher, TeacherFacts, matching_of
 from omnivl.pretrained.load import read_exported
@@ -105,6 +104,8 @@ def find_teacher(key: str, pupil: Pupil, plan: Plan, index: int, run: RunFolder 
                 f"objective {key}: got teacher_stage {pupil.teacher_stage!r} of the exported folder "
                 f"{folder}, which has no stages; allowed is null; leave it out"
             )
+        from omnivl.hub import OmniVLConfig  # here, because it takes seconds to import
+
         config = OmniVLConfig.from_pretrained(folder)
         tokenizer = load_tokenizer(str(folder))
         return Found(str(folder), config.sizes, config.objectives, tokenizer, None, folder)

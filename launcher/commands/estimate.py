@@ -89,7 +89,7 @@ def estimate(
       omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --search
       omnivl estimate configs/plans/beit3_giant.yaml --nodes 16 --failures --days 7
       omnivl estimate configs/plans/clip_b16.yaml --nodes 8 --words 22
-      omnivl estimate configs/plans/limoe_b16.yaml --nodes 8 --routing routing.parquet
+      omnivl estimate configs/plans/quickstart.yaml --routing runs/quickstart/stages/03-joint/routing.parquet
     """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
