@@ -16,7 +16,17 @@ from omnivl.chain.state import State
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 META = torch.device("meta")
-SLOW = {"emoji", "fillings", "quickstart", "regimes", "router_losses", "tutorial", "blip2_tiny", "vqa_tiny"}
+SLOW = {
+    "emoji",
+    "fillings",
+    "quickstart",
+    "regimes",
+    "router_losses",
+    "tutorial",
+    "blip2_tiny",
+    "vqa_tiny",
+    "x2vlm_tiny",
+}
 NAMES = sorted(path.stem for path in PLANS.glob("*.yaml") if path.stem.endswith("_tiny") or path.stem in SLOW)
 
 

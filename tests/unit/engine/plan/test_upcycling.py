@@ -38,7 +38,9 @@ LINES = {
 }
 KINDS: Mapping[str, type[Architecture]] = {kind.__name__: kind for kind in get_args(get_args(ArchitectureConfig)[0])}
 CASES = [
-    pytest.param(kind, preset, name, id=f"{kind}-{preset}-{name}")
+    pytest.param(
+        *(kind, preset, name), id=f"{kind}-{preset}-{name}", marks=[] if preset in ("tiny", "") else [pytest.mark.full]
+    )
     for kind, cls in KINDS.items()
     for preset in (*cls.presets, "")
     for name in FILLINGS
