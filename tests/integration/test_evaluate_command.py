@@ -258,7 +258,8 @@ def test_mistakes_say_what_is_allowed(folder: Path, tmp_path: Path) -> None:
     assert mistaken(folder, "--tasks", "retrievall") == (
         "--tasks: got 'retrievall'; allowed are 'style, unseen', 'labels', 'captions', 'retrieval', 'zero_shot', "
         "'neighbors', 'caption', 'routing', 'matching', 'vqa', 'gqa', 'classification', 'options', 'grounding', "
-        "'phrases', 'segmentation', 'sentiment', 'few_shot', 'grounded_captions'; did you mean 'retrieval'?"
+        "'phrases', 'segmentation', 'sentiment', 'few_shot', 'grounded_captions', 'drawing'; did you mean "
+        "'retrieval'?"
     )
     assert mistaken(folder, "--set", "labels.prompt=x") == (
         "override 'tasks.labels.prompt=x': tasks.1.prompt: got an unknown key; allowed kind, name, source, media, "
